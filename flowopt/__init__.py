@@ -1,0 +1,84 @@
+"""flowopt rewrites trained PyTorch models the way a compiler rewrites programs, and proves every rewrite it keeps.
+
+The public names below load on first use, so that ``import flowopt`` costs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flowopt.errors import FlowoptError
+    from flowopt.pipeline.runner import PipelineRun
+    from flowopt.program.capture import capture
+    from flowopt.program.loading.load import load
+    from flowopt.program.program import Program
+    from flowopt.report.report import Report
+    from flowopt.report.sites import Applied, Refusal
+    from flowopt.report.verdict import Outcome, Verdict
+    from flowopt.rewrite.base import Exactness, RewritePass
+    from flowopt.rewrite.edit import Edit
+    from flowopt.rewrite.site import Site
+    from flowopt.runtime.artifact import Artifact
+    from flowopt.workflows.explain import explain
+    from flowopt.workflows.optimize import OptimizeResult, optimize
+    from flowopt.workflows.pipelines import Pipeline
+    from flowopt.workflows.verify import verify
+
+_HOME = {
+    "Applied": "flowopt.report.sites",
+    "Artifact": "flowopt.runtime.artifact",
+    "Edit": "flowopt.rewrite.edit",
+    "Exactness": "flowopt.rewrite.base",
+    "FlowoptError": "flowopt.errors",
+    "OptimizeResult": "flowopt.workflows.optimize",
+    "Outcome": "flowopt.report.verdict",
+    "Pipeline": "flowopt.workflows.pipelines",
+    "PipelineRun": "flowopt.pipeline.runner",
+    "Program": "flowopt.program.program",
+    "Refusal": "flowopt.report.sites",
+    "Report": "flowopt.report.report",
+    "RewritePass": "flowopt.rewrite.base",
+    "Site": "flowopt.rewrite.site",
+    "Verdict": "flowopt.report.verdict",
+    "capture": "flowopt.program.capture",
+    "explain": "flowopt.workflows.explain",
+    "load": "flowopt.program.loading.load",
+    "optimize": "flowopt.workflows.optimize",
+    "verify": "flowopt.workflows.verify",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "Applied",
+    "Artifact",
+    "Edit",
+    "Exactness",
+    "FlowoptError",
+    "OptimizeResult",
+    "Outcome",
+    "Pipeline",
+    "PipelineRun",
+    "Program",
+    "Refusal",
+    "Report",
+    "RewritePass",
+    "Site",
+    "Verdict",
+    "capture",
+    "explain",
+    "load",
+    "optimize",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'flowopt' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,87 @@
+"""Recognise the gain and shift of a normalization, library or hand-written."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from flowopt.ir.constants import is_parameter_only
+from flowopt.ir.metadata import recorded_tensor
+
+_aten = torch.ops.aten
+_MULTIPLY = (_aten.mul.Tensor,)
+_ADD = (_aten.add.Tensor,)
+_CASTS = (_aten._to_copy.default, _aten.to.dtype, _aten.clone.default, _aten.alias.default)
+LIBRARY_NORMS = (_aten.layer_norm.default, _aten.rms_norm.default)
+
+
+@dataclass(frozen=True, slots=True)
+class NormAffine:
+    """A norm's affine part: ``output = gain * bare + shift`` along the last axis.
+
+    Attributes:
+        output: the value that readers see.
+        bare: the normalised value without gain and shift; None for library norms, which compute both at once.
+        gain: parameter-only node, or None.
+        shift: parameter-only node, or None.
+    """
+
+    output: fx.Node
+    bare: fx.Node | None
+    gain: fx.Node | None
+    shift: fx.Node | None
+
+
+def library_norm_affine(norm: fx.Node) -> NormAffine:
+    """Gain and shift of ``layer_norm`` and ``rms_norm``."""
+    args = (*norm.args, None, None)
+    gain = args[2] if isinstance(args[2], fx.Node) else None
+    is_layer_norm = norm.target is _aten.layer_norm.default
+    shift = args[3] if is_layer_norm and isinstance(args[3], fx.Node) else None
+    return NormAffine(norm, None, gain, shift)
+
+
+def written_norm_affine(rsqrt: fx.Node) -> NormAffine | None:
+    """Gain and shift of a norm written by hand around ``rsqrt``: ``g * cast(x * rsqrt(...)) + b``.
+
+    The gain is a parameter-only factor whose only non-trivial axis is the last one. What is below it does not
+    matter for folding it: ``g * z`` is linear in ``g`` for any ``z``.
+
+    Returns:
+        None when the value is scaled by no such factor, or is read on the way.
+    """
+    scaled = _single_reader(rsqrt)
+    if scaled is None or scaled.target not in _MULTIPLY:
+        return None
+    bare = scaled
+    while (user := _single_reader(bare)) is not None and user.target in _CASTS:
+        bare = user
+    product = _single_reader(bare)
+    if product is None or product.target not in _MULTIPLY:
+        return None
+    gain = _feature_vector(product, bare)
+    if gain is None:
+        return None
+    output, shift = product, None
+    addition = _single_reader(product)
+    if addition is not None and addition.target in _ADD and addition.kwargs.get("alpha", 1) == 1:
+        shift = _feature_vector(addition, product)
+        output = addition if shift is not None else product
+    return NormAffine(output, bare, gain, shift)
+
+
+def _single_reader(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _feature_vector(node: fx.Node, value: fx.Node) -> fx.Node | None:
+    """The other operand, when it is a parameter-only vector over the last axis and changes neither shape nor dtype."""
+    others = [a for a in node.args[:2] if a is not value]
+    if len(others) != 1 or not isinstance(others[0], fx.Node) or not is_parameter_only(others[0]):
+        return None
+    vector, before, after = recorded_tensor(others[0]), recorded_tensor(value), recorded_tensor(node)
+    if vector is None or before is None or after is None or before.dim() == 0:
+        return None
+    same = before.dtype == after.dtype and before.dim() == after.dim()
+    along_last = vector.dim() >= 1 and vector.numel() == vector.shape[-1] == before.shape[-1]
+    return others[0] if same and along_last else None

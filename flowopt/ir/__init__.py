@@ -1,0 +1,1 @@
+"""torch.fx building blocks that know nothing of programs, passes or verification."""

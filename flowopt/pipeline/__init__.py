@@ -1,0 +1,1 @@
+"""Ordered passes: registry, presets, runner and the Instrument protocol."""

@@ -1,0 +1,10 @@
+"""Named pipelines. Presets own the order: canonical spellings first, then folds that only remove work."""
+
+from typing import Final
+
+PRESETS: Final[dict[str, tuple[str, ...]]] = {
+    "exact": ("canonicalize-aten", "fold-batch-norm", "fold-norm-affine"),
+    "none": ("canonicalize-aten",),
+}
+
+DEFAULT_PRESET: Final = "exact"

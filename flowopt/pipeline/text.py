@@ -1,0 +1,58 @@
+"""The text form of pipelines: ``fold-batch-norm,fold-norm-affine:option=value`` or the name of a preset."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from flowopt.errors import UserError
+from flowopt.pipeline.presets import PRESETS
+from flowopt.pipeline.registry import entries, pass_class
+
+CANONICALIZE = "canonicalize-aten"
+
+
+def parse_pipeline(text: str, *, skip: Iterable[str] = ()) -> list[Any]:
+    """Pass objects of a preset or of a comma-separated list, without those to skip.
+
+    Passes expect one spelling of every operator, so a list is run after ``canonicalize-aten`` even where it does
+    not name it, unless ``skip`` does.
+
+    Raises:
+        UserError: an unknown pass, preset, option or value.
+    """
+    items = list(PRESETS[text]) if text in PRESETS else [item for item in text.split(",") if item]
+    if not items:
+        raise UserError(f"--passes {text!r} names no pass", hint=f"presets: {', '.join(PRESETS)}")
+    if items[0].split(":")[0] != CANONICALIZE:
+        items.insert(0, CANONICALIZE)
+    unwanted = set(skip)
+    for name in unwanted - entries().keys():
+        pass_class(name)  # raises, naming the nearest
+    return [parse_pass(item) for item in items if item.split(":")[0] not in unwanted]
+
+
+def parse_pass(text: str) -> Any:
+    """One pass object from ``name`` or ``name:option=value:option=value``."""
+    name, *options = text.strip().split(":")
+    cls = pass_class(name)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or key not in fields:
+            raise UserError(
+                f"{name} has no option {option!r}", hint=f"options: {', '.join(fields) or 'none'}"
+            )
+        values[key] = _converted(name, key, value, fields[key].default)
+    return cls(**values)
+
+
+def _converted(name: str, key: str, value: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        raise UserError(f"{name}:{key}={value!r} must be true or false")
+    try:
+        return type(default)(value)
+    except ValueError as error:
+        raise UserError(f"{name}:{key}={value!r} must be {type(default).__name__}") from error

@@ -1,0 +1,1 @@
+"""A captured model and the ways to obtain one."""

@@ -1,0 +1,1 @@
+"""Files and factories become programs."""

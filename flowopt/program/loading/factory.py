@@ -1,0 +1,70 @@
+"""Load a model by calling a factory: ``package.module:function``."""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from flowopt.errors import ModelNotFound, UserError
+from flowopt.program.capture import capture
+from flowopt.program.program import Program
+
+_FORMS = (
+    "a flowopt.Program, a tuple (module, args) or (module, args, kwargs), or a dictionary with the arguments of "
+    "flowopt.capture: module, args, kwargs, dynamic, dims"
+)
+
+
+def load_factory(text: str, *, eval_mode: bool = False, **options: Any) -> Program:
+    """Import a factory, call it without arguments, and capture what it returns.
+
+    The current folder is searched too, as ``python -m`` does.
+
+    Args:
+        text: ``package.module:function``.
+        eval_mode: capture a module in train mode as it behaves in eval mode.
+        options: ``dynamic`` and ``dims``; they replace those of a dictionary.
+
+    Raises:
+        ModelNotFound: no such module or function.
+        UserError: it returns something else than a model with example inputs.
+    """
+    made = _factory(text)()
+    if isinstance(made, Program):
+        if options:
+            raise UserError(f"{text} returns a captured Program: {sorted(options)} no longer apply")
+        return made
+    arguments = _arguments(text, made)
+    return capture(**(arguments | options), eval_mode=eval_mode)
+
+
+def _factory(text: str) -> Any:
+    module_name, _, name = text.partition(":")
+    sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not module_name.startswith(error.name):
+            raise  # the module exists; something that it imports does not
+        raise ModelNotFound(
+            f"no module {module_name!r}", hint="run from the folder that holds it, or install its package"
+        ) from error
+    finally:
+        sys.path.remove("")
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ModelNotFound(f"module {module_name!r} has no function {name!r}", hint=f"it must return {_FORMS}")
+    return found
+
+
+def _arguments(text: str, made: Any) -> dict[str, Any]:
+    if isinstance(made, Mapping) and isinstance(made.get("module"), nn.Module):
+        unknown = made.keys() - {"module", "args", "kwargs", "dynamic", "dims"}
+        if unknown:
+            raise UserError(f"{text} returns unknown keys {sorted(unknown)}", hint=f"it must return {_FORMS}")
+        return dict(made)
+    if isinstance(made, tuple) and 2 <= len(made) <= 3 and isinstance(made[0], nn.Module):
+        return dict(zip(("module", "args", "kwargs"), made, strict=False))
+    raise UserError(f"{text} returns {type(made).__name__}", hint=f"it must return {_FORMS}")

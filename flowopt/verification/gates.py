@@ -1,0 +1,201 @@
+"""The gates: structure, specials, twin, ratio and discrete, for one output on one case."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowopt.report.verdict import Figures, Finding
+from flowopt.verification.evidence import OutputEvidence
+
+TWIN_TOLERANCE = (
+    1e-9  # of the row's scale: float64 rounding of deep models stays below, a wrong rewrite does not
+)
+_TINY = 1e-300
+_SMALLEST_ROW = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many times the original's own error a candidate may have, per element and in the root mean square.
+
+    Right rewrites needed at most 1.1 and 1.0 on natural inputs, 5.3 and 3.3 on stressed ones; wrong ones start far
+    above. The floor of 4 units of roundoff keeps a lucky original from asking for the impossible.
+    """
+
+    largest: float
+    rms: float
+
+
+MODEL_LIMITS = Limits(4.0, 2.5)
+SITE_LIMITS = Limits(8.0, 5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Figures of one output on one case, and the gates that failed."""
+
+    figures: Figures | None
+    findings: tuple[Finding, ...]
+
+
+def compare(
+    output: str,
+    case: str,
+    evidence: OutputEvidence,
+    candidate: Tensor,
+    twin: Tensor | None,
+    *,
+    limits: Limits = MODEL_LIMITS,
+    bitwise: bool = False,
+) -> Comparison:
+    """Put a candidate's output through every gate.
+
+    Args:
+        output: name for the report.
+        case: label for the report.
+        evidence: the original on this case.
+        candidate: the rewritten program's or the lowered file's value.
+        twin: the rewrite of the float64 twin; None where there is none (lowered files).
+        limits: of the ratio gate.
+        bitwise: every bit must agree, NaN positions and signs of zero included.
+    """
+    original = evidence.original
+    if candidate.shape != original.shape or candidate.dtype != original.dtype:
+        message = f"{candidate.dtype} {list(candidate.shape)}, not {original.dtype} {list(original.shape)}"
+        return Comparison(None, (Finding("structure", output, case, message),))
+    if bitwise and not _same_bits(candidate, original):
+        count = int((~_equal(candidate, original)).sum())
+        return Comparison(
+            None, (Finding("ratio", output, case, f"not the same bits ({count} values differ)"),)
+        )
+    if evidence.own_error is None:
+        return Comparison(None, tuple(_discrete(output, case, evidence, candidate)))
+    findings = list(_specials(output, case, evidence, candidate))
+    twin_error = None
+    if twin is not None:
+        twin_error, twin_findings = _twin(output, case, evidence.oracle, twin)
+        findings += twin_findings
+    figures, ratio_findings = _ratio(output, case, evidence, candidate, twin_error, limits)
+    return Comparison(figures, (*findings, *ratio_findings))
+
+
+def _discrete(output: str, case: str, evidence: OutputEvidence, candidate: Tensor) -> Iterator[Finding]:
+    # Where float64 decides otherwise than the original, the original was at a tie: either answer is right.
+    wrong = (candidate != evidence.original) & (candidate != evidence.oracle.to(candidate.dtype))
+    if bool(wrong.any()):
+        yield Finding("discrete", output, case, f"{int(wrong.sum())} of {wrong.numel()} decisions differ")
+
+
+def _specials(output: str, case: str, evidence: OutputEvidence, candidate: Tensor) -> Iterator[Finding]:
+    oracle, original = torch.isfinite(evidence.oracle), torch.isfinite(evidence.original)
+    finite = torch.isfinite(candidate)
+    swallowed = ~oracle & ~original & finite
+    if bool(swallowed.any()):
+        yield Finding("specials", output, case, f"swallowed: {int(swallowed.sum())} NaN or Inf became finite")
+    introduced = oracle & original & ~finite
+    if bool(introduced.any()):
+        yield Finding(
+            "specials", output, case, f"introduced: {int(introduced.sum())} finite values became NaN or Inf"
+        )
+
+
+def _twin(output: str, case: str, oracle: Tensor, twin: Tensor) -> tuple[float, list[Finding]]:
+    if twin.shape != oracle.shape:
+        return float("inf"), [Finding("twin", output, case, f"float64 twin has shape {list(twin.shape)}")]
+    finite = torch.isfinite(oracle) & torch.isfinite(twin)
+    error = torch.where(finite, (twin.to(torch.float64) - oracle).abs(), 0.0)
+    scale = _row_max(torch.where(finite, oracle.abs(), 0.0))
+    relative = float((_rows(error) / (scale + _TINY).unsqueeze(-1)).max()) if error.numel() else 0.0
+    flipped = int((torch.isfinite(oracle) != torch.isfinite(twin)).sum())
+    if flipped:
+        return relative, [
+            Finding("twin", output, case, f"{flipped} values are finite on one side only, in float64")
+        ]
+    if relative > TWIN_TOLERANCE:
+        message = f"in float64 it differs by {relative:.2e} of the row's scale; allowed {TWIN_TOLERANCE:.0e}"
+        return relative, [Finding("twin", output, case, message)]
+    return relative, []
+
+
+def _ratio(
+    output: str,
+    case: str,
+    evidence: OutputEvidence,
+    candidate: Tensor,
+    twin_error: float | None,
+    limits: Limits,
+) -> tuple[Figures, list[Finding]]:
+    own = evidence.own_error
+    assert own is not None
+    scope = torch.isfinite(evidence.oracle) & torch.isfinite(evidence.original) & torch.isfinite(candidate)
+    error = torch.where(scope, (candidate.to(torch.float64) - evidence.oracle).abs(), 0.0)
+    size = torch.where(scope, evidence.oracle.abs(), 0.0)
+    roundoff = torch.finfo(candidate.dtype).eps / 2
+    tiny = torch.finfo(candidate.dtype).smallest_normal
+    scale = _row_max(size)
+    allowed = limits.largest * _row_max(own) + 4 * roundoff * scale + tiny
+    allowed_rms = limits.rms * _rms(own) + 4 * roundoff * _rms(size) + tiny
+    worst = float((_row_max(error) / allowed).max()) if error.numel() else 0.0
+    ratio = max(worst, _rms(error) / allowed_rms)
+    figures = Figures(
+        output=output,
+        case=case,
+        max_error=_largest(error),
+        own_error=_largest(own),
+        ratio=ratio,
+        twin_error=twin_error,
+        power=_power(allowed, scale),
+        ignored=int((~scope).sum()),
+    )
+    if ratio <= 1.0:
+        return figures, []
+    message = (
+        f"error {figures.max_error:.2e} against float64 is {ratio:.1f} times what is allowed; "
+        f"the original's own is {figures.own_error:.2e}"
+    )
+    return figures, [Finding("ratio", output, case, message)]
+
+
+def _power(allowed: Tensor, scale: Tensor) -> float:
+    """Smallest change, relative to its row, that the ratio gate could see; over rows that are not all zero."""
+    visible = scale > 0
+    return float((allowed[visible] / scale[visible]).median()) if bool(visible.any()) else 0.0
+
+
+def _rows(value: Tensor) -> Tensor:
+    """Rows are the last axis, joined by further axes (never the first, the batch) until they hold 32 elements.
+
+    The own error of a row of one element is one draw: over 1 x 1 feature maps right folds would fail now and then.
+    """
+    if value.dim() == 0 or value.numel() == 0:
+        return value.reshape(-1, 1)
+    width, axis = value.shape[-1], value.dim() - 1
+    while width < _SMALLEST_ROW and axis > 1:
+        axis -= 1
+        width *= value.shape[axis]
+    return value.reshape(-1, width)
+
+
+def _row_max(value: Tensor) -> Tensor:
+    return _rows(value).amax(dim=-1)
+
+
+def _rms(value: Tensor) -> float:
+    return float(value.square().mean().sqrt()) if value.numel() else 0.0
+
+
+def _largest(value: Tensor) -> float:
+    return float(value.max()) if value.numel() else 0.0
+
+
+def _equal(left: Tensor, right: Tensor) -> Tensor:
+    same = left == right
+    return same | (torch.isnan(left) & torch.isnan(right)) if left.is_floating_point() else same
+
+
+def _same_bits(left: Tensor, right: Tensor) -> bool:
+    if not left.is_floating_point():
+        return torch.equal(left, right)
+    return bool(_equal(left, right).all()) and bool((torch.signbit(left) == torch.signbit(right)).all())

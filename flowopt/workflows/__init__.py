@@ -1,0 +1,1 @@
+"""What commands and public functions do from end to end."""

@@ -1,0 +1,69 @@
+"""Pipeline: passes in order, verified."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from flowopt.errors import UserError
+from flowopt.pipeline.runner import PipelineRun, run_passes
+from flowopt.pipeline.text import CANONICALIZE, parse_pass, parse_pipeline
+from flowopt.program.program import Program
+from flowopt.rewrite.base import RewritePass
+from flowopt.verification.verify_passes import VerifyPasses
+
+Verify = Literal["each", "off"]
+
+
+class Pipeline:
+    """An ordered list of passes, by name, in text form or as objects, with or without verification.
+
+    ``Pipeline("exact")`` is a preset, ``Pipeline("fold-batch-norm,fold-norm-affine")`` its text form,
+    ``Pipeline(["fold-batch-norm", MyPass()])`` mixes names and objects. ``canonicalize-aten`` runs first even where
+    it is not named: passes expect one spelling of every operator.
+    """
+
+    def __init__(self, passes: str | Iterable[str | RewritePass[Any]], *, skip: Iterable[str] = ()) -> None:
+        if isinstance(passes, str):
+            self.passes: tuple[RewritePass[Any], ...] = tuple(parse_pipeline(passes, skip=skip))
+            return
+        made = [_as_pass(p) for p in passes]
+        if not made or made[0].pass_name() != CANONICALIZE:
+            made.insert(0, parse_pass(CANONICALIZE))
+        unwanted = set(skip)
+        self.passes = tuple(p for p in made if p.pass_name() not in unwanted)
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.text()!r})"
+
+    def text(self) -> str:
+        """The text form, which parses back for passes that are found by name."""
+        return ",".join(p.text() for p in self.passes)
+
+    def run(
+        self,
+        program: Program,
+        *,
+        verify: Verify = "each",
+        seed: int = 0,
+        on_pass: Callable[[RewritePass[Any]], None] | None = None,
+    ) -> PipelineRun:
+        """Rewrite a copy of ``program``.
+
+        Args:
+            program: never changed.
+            verify: ``each`` judges every pass that fired and undoes those that fail; ``off`` keeps everything.
+            seed: of the verification's inputs.
+            on_pass: called before each pass.
+        """
+        if verify not in ("each", "off"):
+            raise UserError(f"verify={verify!r} must be 'each' or 'off'")
+        instruments = [VerifyPasses(seed=seed)] if verify == "each" else []
+        return run_passes(program, self.passes, instruments, on_pass=on_pass)
+
+
+def _as_pass(given: str | RewritePass[Any]) -> RewritePass[Any]:
+    if isinstance(given, str):
+        made: RewritePass[Any] = parse_pass(given)
+        return made
+    if isinstance(given, RewritePass):
+        return given
+    raise UserError(f"{given!r} is no pass: name one, or give an object of a RewritePass subclass")

@@ -1,0 +1,1 @@
+"""Cleanup: eliminate what has no effect, give each operator one spelling, simplify."""
