@@ -70,7 +70,9 @@ def assert_rewrites(
     worst = max((f.twin_error or 0.0 for f in record.verdict.figures), default=0.0)
     assert worst <= UNIT_TEST_TWIN_TOLERANCE, f"{name}: the float64 twin differs by {worst:.2e} of a row's scale"
     again = run_passes(run.program, [rewrite_pass])
-    assert not again.records[0].applied, f"{name} is not idempotent: it fires again at {again.records[0].applied[0].site}"
+    assert not again.records[0].applied, (
+        f"{name} is not idempotent: it fires again at {again.records[0].applied[0].site}"
+    )
     assert _digest(model) == digest, f"{name} changed the caller's model"
     return run
 

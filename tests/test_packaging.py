@@ -75,8 +75,7 @@ def test_bare_import_is_refused(name: str) -> None:
 
 def test_import_under_flowopt_loads_neither_torch_nor_a_second_copy() -> None:
     result = run_python(
-        "import sys, flowopt, flowopt.passes, flowopt.cli\n"
-        "print(sorted({'torch', 'passes', 'cli'} & set(sys.modules)))"
+        "import sys, flowopt, flowopt.passes, flowopt.cli\nprint(sorted({'torch', 'passes', 'cli'} & set(sys.modules)))"
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
@@ -100,9 +99,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources / name)
     build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
-    result = subprocess.run(
-        [sys.executable, "-c", build], cwd=sources, capture_output=True, text=True, timeout=60
-    )
+    result = subprocess.run([sys.executable, "-c", build], cwd=sources, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     return next((sources / "dist").glob("flowopt-*.whl"))
 

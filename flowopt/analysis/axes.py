@@ -84,9 +84,7 @@ def follow(node: fx.Node, source: fx.Node, at: FeatureAxis) -> FeatureAxis | Non
 
 def _keeps_floating(node: fx.Node, source: fx.Node) -> bool:
     before, after = recorded_tensor(source), recorded_tensor(node)
-    return (
-        before is not None and after is not None and before.is_floating_point() and after.is_floating_point()
-    )
+    return before is not None and after is not None and before.is_floating_point() and after.is_floating_point()
 
 
 def _through_reshape(node: fx.Node, source: fx.Node, at: FeatureAxis) -> FeatureAxis | None:

@@ -30,9 +30,7 @@ def is_parameter_only(node: fx.Node) -> bool:
     return True
 
 
-def node_value(
-    node: fx.Node, read: Callable[[str], Tensor], given: Mapping[fx.Node, Value], *, raised: bool
-) -> Value:
+def node_value(node: fx.Node, read: Callable[[str], Tensor], given: Mapping[fx.Node, Value], *, raised: bool) -> Value:
     """Value of one node, computed backwards from it.
 
     Args:

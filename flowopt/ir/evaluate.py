@@ -54,11 +54,7 @@ def evaluate(
             if node.op == "output":
                 return tuple(fx.map_arg(node.args[0], lookup))
             try:
-                value = (
-                    override[node.name]
-                    if node.name in override
-                    else _value(node, read, inputs, raised, lookup)
-                )
+                value = override[node.name] if node.name in override else _value(node, read, inputs, raised, lookup)
             except Exception as error:
                 error.add_note(f"while evaluating {node.format_node()}")
                 raise

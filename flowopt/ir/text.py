@@ -31,9 +31,7 @@ def graph_text(graph: fx.Graph) -> str:
         elif node.op == "get_attr":
             right = f"tensor {node.target}"
         else:
-            given = [_argument(a) for a in node.args] + [
-                f"{k}={_argument(v)}" for k, v in node.kwargs.items()
-            ]
+            given = [_argument(a) for a in node.args] + [f"{k}={_argument(v)}" for k, v in node.kwargs.items()]
             right = f"{operator_name(node)}({', '.join(given)})"
         lines.append(f"{left} = {right}")
     return "\n".join(lines) + "\n"

@@ -76,9 +76,7 @@ def _run_one(
     _require_legal(after, name)
     _require_same_interface(before, after, name)
     rewritten = time.perf_counter()
-    verdict = (
-        _judge(PassRun(rewrite_pass, before, after, application), instruments) if application.steps else None
-    )
+    verdict = _judge(PassRun(rewrite_pass, before, after, application), instruments) if application.steps else None
     reverted = verdict is not None and not verdict
     record = PassRecord(
         name=name,

@@ -40,9 +40,7 @@ def parse_pass(text: str) -> Any:
     for option in options:
         key, equals, value = option.partition("=")
         if not equals or key not in fields:
-            raise UserError(
-                f"{name} has no option {option!r}", hint=f"options: {', '.join(fields) or 'none'}"
-            )
+            raise UserError(f"{name} has no option {option!r}", hint=f"options: {', '.join(fields) or 'none'}")
         values[key] = _converted(name, key, value, fields[key].default)
     return cls(**values)
 

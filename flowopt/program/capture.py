@@ -81,9 +81,7 @@ def _named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[s
     try:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
     except TypeError as error:
-        raise CaptureError(
-            f"the example inputs do not fit {type(module).__name__}.forward: {error}"
-        ) from error
+        raise CaptureError(f"the example inputs do not fit {type(module).__name__}.forward: {error}") from error
     named: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         kind = bound.signature.parameters[name].kind

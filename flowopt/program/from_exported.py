@@ -1,7 +1,7 @@
 """Turn a decomposed ``ExportedProgram`` into a Program."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, fx
@@ -16,6 +16,11 @@ _STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _MUTATIONS = (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION)
 # Export leaves these to catch dtype drift; they name float32 and would forbid the float64 twin.
 _CHECKS_TO_DROP = (torch.ops.aten._assert_tensor_metadata.default,)
+# A view is legal for the strides of one kernel; the same attention in float64 or after lowering may have others.
+_STRIDE_FREE: Final[dict[Any, Any]] = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
+}
 _KEPT_METADATA = ("val", "nn_module_stack")
 
 AxisNames = Mapping[str, Mapping[int, str]]
@@ -24,7 +29,7 @@ AxisNames = Mapping[str, Mapping[int, str]]
 def program_from_exported(exported: Any, axis_names: AxisNames, provenance: Provenance) -> Program:
     """Build a Program from an ``ExportedProgram`` after ``run_decompositions({})``.
 
-    Parameters and buffers become ``get_attr`` nodes; a buffer that the model mutates becomes an extra input
+    Views become reshapes, which do not depend on strides. Parameters and buffers become ``get_attr`` nodes; a buffer that the model mutates becomes an extra input
     ``state_<name>`` (its stored value is the default) and an extra output ``state_<name>.next``; a mutated input
     gains the output ``<name>.next``. Constant inputs and outputs (numbers, None) are dropped.
 
@@ -39,14 +44,13 @@ def program_from_exported(exported: Any, axis_names: AxisNames, provenance: Prov
     """
     _require_supported(exported)
     stored = _stored_names(exported)
-    mutated = {
-        s.target for s in exported.graph_signature.output_specs if s.kind is OutputKind.BUFFER_MUTATION
-    }
+    mutated = {s.target for s in exported.graph_signature.output_specs if s.kind is OutputKind.BUFFER_MUTATION}
     graph, tensors, inputs, mapping = _inputs_and_tensors(exported, stored, mutated)
     for node in exported.graph.nodes:
         if node.op != "call_function" or node.target in _CHECKS_TO_DROP:
             continue
         mapping[node] = graph.node_copy(node, lambda n: mapping[n])
+        mapping[node].target = _STRIDE_FREE.get(node.target, node.target)
         mapping[node].meta = _metadata(node)
     outputs, returned = _outputs(exported, mapping, stored)
     graph.output(tuple(returned))
@@ -76,9 +80,7 @@ def _require_supported(exported: Any) -> None:
             )
     for spec in exported.graph_signature.output_specs:
         if spec.kind not in (OutputKind.USER_OUTPUT, *_MUTATIONS):
-            raise CaptureError(
-                f"output {spec.arg.name!r} is of kind {spec.kind.name}, which flowopt does not handle"
-            )
+            raise CaptureError(f"output {spec.arg.name!r} is of kind {spec.kind.name}, which flowopt does not handle")
         if not isinstance(spec.arg, (TensorArgument, ConstantArgument)):
             raise CaptureError(f"output {spec.arg.name!r} is {type(spec.arg).__name__}, not a tensor")
     for node in exported.graph.nodes:
@@ -157,11 +159,7 @@ def _outputs(
     for spec in exported.graph_signature.output_specs:
         if spec.kind in _MUTATIONS:
             node = by_name[spec.arg.name]
-            owner = (
-                f"state_{spec.target.replace('.', '_')}"
-                if spec.kind is OutputKind.BUFFER_MUTATION
-                else spec.target
-            )
+            owner = f"state_{spec.target.replace('.', '_')}" if spec.kind is OutputKind.BUFFER_MUTATION else spec.target
             state.append((Output(f"{owner}.next", _dtype(node), state=spec.target), node))
             continue
         name = next(names)
@@ -182,9 +180,7 @@ def _examples(exported: Any, inputs: list[Input]) -> dict[str, Tensor]:
     names = exported.graph_signature.user_inputs
     given = dict(zip([str(n) for n in names], leaves, strict=False)) if len(names) == len(leaves) else {}
     wanted = {i.name for i in inputs if i.state is None}
-    return {
-        name: value.detach() for name, value in given.items() if name in wanted and isinstance(value, Tensor)
-    }
+    return {name: value.detach() for name, value in given.items() if name in wanted and isinstance(value, Tensor)}
 
 
 def _dims(exported: Any, program: Program, axis_names: AxisNames) -> tuple[Dim, ...]:
@@ -198,11 +194,7 @@ def _dims(exported: Any, program: Program, axis_names: AxisNames) -> tuple[Dim, 
             if symbol is None or symbol in dims:
                 continue
             low, high = _range(exported, symbol)
-            traced = (
-                program.example[node.name].shape[axis]
-                if node.name in program.example
-                else int(size.node.hint)
-            )
+            traced = program.example[node.name].shape[axis] if node.name in program.example else int(size.node.hint)
             name = axis_names.get(node.name, {}).get(axis, f"{node.name}_{axis}")
             dims[symbol] = Dim(name, symbol, low, high, int(traced))
     return tuple(dims.values())

@@ -45,10 +45,6 @@ def _keys(spec: Any, count: int) -> list[str]:
     fields = getattr(context, "_fields", None)
     if fields is not None and len(fields) == count:
         return [str(k) for k in fields]
-    if (
-        isinstance(context, (list, tuple))
-        and len(context) == count
-        and all(isinstance(k, str) for k in context)
-    ):
+    if isinstance(context, (list, tuple)) and len(context) == count and all(isinstance(k, str) for k in context):
         return [str(k) for k in context]
     return [str(i) for i in range(count)]

@@ -120,9 +120,7 @@ class Program:
         """Bytes of all stored tensors that the graph reads, shared storage counted once."""
         used = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
         storages = {
-            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-            for n, t in self.tensors.items()
-            if n in used
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for n, t in self.tensors.items() if n in used
         }
         return sum(storages.values())
 
@@ -231,9 +229,7 @@ def _tensor_of(node: Any) -> Tensor:
 def _substituted(size: torch.SymInt, values: Mapping[str, int] | Mapping[str, str]) -> Any:
     """A symbolic size with symbols replaced by name: the graph's symbols carry assumptions and equal no fresh one."""
     expression = size.node.expr
-    return expression.xreplace(
-        {s: _sympy_value(values[s.name]) for s in expression.free_symbols if s.name in values}
-    )
+    return expression.xreplace({s: _sympy_value(values[s.name]) for s in expression.free_symbols if s.name in values})
 
 
 def _sympy_value(value: int | str) -> Any:

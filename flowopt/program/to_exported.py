@@ -102,9 +102,7 @@ def _stored(program: Program, state: str | None) -> Tensor | None:
 def _range_constraints(program: Program) -> dict[Any, ValueRanges[Any]]:
     """Ranges of the free symbols: the user's for dimensions, the shape environment's for data-dependent sizes."""
     # The shape environment starts every traced symbol at 2; the range that export checked is the user's.
-    declared = {
-        d.symbol: ValueRanges(d.minimum, int_oo if d.maximum is None else d.maximum) for d in program.dims
-    }
+    declared = {d.symbol: ValueRanges(d.minimum, int_oo if d.maximum is None else d.maximum) for d in program.dims}
     constraints: dict[Any, ValueRanges[Any]] = {}
     for node in program.graph.nodes:
         value = recorded_tensor(node)

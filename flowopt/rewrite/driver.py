@@ -63,9 +63,7 @@ def apply(rewrite_pass: RewritePass[Any], program: Program) -> Application:
         open_sites = [n for n in anchors if n not in applied] if fired else []
     for name in anchors:
         if name not in applied and name not in refused:
-            refused[name] = Refusal(
-                name, "", "", "already-rewritten", "another rewrite of this pass removed it", name
-            )
+            refused[name] = Refusal(name, "", "", "already-rewritten", "another rewrite of this pass removed it", name)
     return Application(
         tuple(applied[n] for n in anchors if n in applied),
         tuple(refused[n] for n in anchors if n in refused),
@@ -86,9 +84,7 @@ def replay(rewrite_pass: RewritePass[Any], steps: tuple[Step, ...], program: Pro
             raise InternalError(f"{rewrite_pass.text()}: the copy has no site {step.anchor!r}")
         redone, _ = _rewrite(rewrite_pass, program, anchor, transfer(step.plan, nodes))
         if redone.claims != step.claims:
-            raise InternalError(
-                f"{rewrite_pass.text()}: site {step.anchor!r} was rewritten differently on the copy"
-            )
+            raise InternalError(f"{rewrite_pass.text()}: site {step.anchor!r} was rewritten differently on the copy")
 
 
 def _living(program: Program, names: list[str]) -> Iterator[tuple[str, fx.Node]]:

@@ -44,9 +44,7 @@ class Site:
     def refuse(self, code: str, message: str, node: fx.Node | None = None) -> NoReturn:
         """Refuse this site."""
         if code not in self._codes:
-            raise InternalError(
-                f"refusal code {code!r} is in no vocabulary; use one of {sorted(self._codes)}"
-            )
+            raise InternalError(f"refusal code {code!r} is in no vocabulary; use one of {sorted(self._codes)}")
         raise RefusedError(
             Refusal(
                 site=self.node.name,

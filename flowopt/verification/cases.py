@@ -155,11 +155,6 @@ def _first_float(program: Program) -> fx.Node | None:
         if node.op == "placeholder" or any(n in dependent for n in node.all_input_nodes):
             dependent.add(node)
             value = recorded_tensor(node)
-            if (
-                node.op == "call_function"
-                and value is not None
-                and value.is_floating_point()
-                and value.dim() > 1
-            ):
+            if node.op == "call_function" and value is not None and value.is_floating_point() and value.dim() > 1:
                 return node
     return None

@@ -46,9 +46,7 @@ class Evidence:
     seed: int
 
 
-def collect_evidence(
-    program: Program, *, seed: int = 0, on_case: Callable[[str], None] | None = None
-) -> Evidence:
+def collect_evidence(program: Program, *, seed: int = 0, on_case: Callable[[str], None] | None = None) -> Evidence:
     """Run the oracle, the original and its ensemble on every case; copies are made as weights are read.
 
     A case that the original itself cannot run (sizes that the model refuses) is skipped and named.

@@ -9,9 +9,7 @@ from torch import Tensor
 from flowopt.report.verdict import Figures, Finding
 from flowopt.verification.evidence import OutputEvidence
 
-TWIN_TOLERANCE = (
-    1e-9  # of the row's scale: float64 rounding of deep models stays below, a wrong rewrite does not
-)
+TWIN_TOLERANCE = 1e-9  # of the row's scale: float64 rounding of deep models stays below, a wrong rewrite does not
 _TINY = 1e-300
 _SMALLEST_ROW = 32
 
@@ -67,9 +65,7 @@ def compare(
         return Comparison(None, (Finding("structure", output, case, message),))
     if bitwise and not _same_bits(candidate, original):
         count = int((~_equal(candidate, original)).sum())
-        return Comparison(
-            None, (Finding("ratio", output, case, f"not the same bits ({count} values differ)"),)
-        )
+        return Comparison(None, (Finding("ratio", output, case, f"not the same bits ({count} values differ)"),))
     if evidence.own_error is None:
         return Comparison(None, tuple(_discrete(output, case, evidence, candidate)))
     findings = list(_specials(output, case, evidence, candidate))
@@ -96,9 +92,7 @@ def _specials(output: str, case: str, evidence: OutputEvidence, candidate: Tenso
         yield Finding("specials", output, case, f"swallowed: {int(swallowed.sum())} NaN or Inf became finite")
     introduced = oracle & original & ~finite
     if bool(introduced.any()):
-        yield Finding(
-            "specials", output, case, f"introduced: {int(introduced.sum())} finite values became NaN or Inf"
-        )
+        yield Finding("specials", output, case, f"introduced: {int(introduced.sum())} finite values became NaN or Inf")
 
 
 def _twin(output: str, case: str, oracle: Tensor, twin: Tensor) -> tuple[float, list[Finding]]:
@@ -110,9 +104,7 @@ def _twin(output: str, case: str, oracle: Tensor, twin: Tensor) -> tuple[float, 
     relative = float((_rows(error) / (scale + _TINY).unsqueeze(-1)).max()) if error.numel() else 0.0
     flipped = int((torch.isfinite(oracle) != torch.isfinite(twin)).sum())
     if flipped:
-        return relative, [
-            Finding("twin", output, case, f"{flipped} values are finite on one side only, in float64")
-        ]
+        return relative, [Finding("twin", output, case, f"{flipped} values are finite on one side only, in float64")]
     if relative > TWIN_TOLERANCE:
         message = f"in float64 it differs by {relative:.2e} of the row's scale; allowed {TWIN_TOLERANCE:.0e}"
         return relative, [Finding("twin", output, case, message)]

@@ -11,9 +11,7 @@ from flowopt.verification.gates import compare
 Runner = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
-def verify_outputs(
-    evidence: Evidence, run: Runner, *, on_case: Callable[[str], None] | None = None
-) -> Verdict:
+def verify_outputs(evidence: Evidence, run: Runner, *, on_case: Callable[[str], None] | None = None) -> Verdict:
     """Compare a candidate with the original on every case: structure, specials, discrete outputs, rounding.
 
     There is no float64 twin of a lowered file, so the evidence is the rounding gate's; ``Verdict.power`` says how
@@ -59,9 +57,7 @@ def verify_outputs(
 
 def _names(wanted: Iterable[str], got: Iterable[str], label: str) -> list[Finding]:
     expected, found = set(wanted), set(got)
-    return [
-        Finding("structure", n, label, "the candidate lacks this output") for n in sorted(expected - found)
-    ] + [
+    return [Finding("structure", n, label, "the candidate lacks this output") for n in sorted(expected - found)] + [
         Finding("structure", n, label, "the candidate has this output, the original has not")
         for n in sorted(found - expected)
     ]

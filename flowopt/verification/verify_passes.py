@@ -83,14 +83,10 @@ class VerifyPasses:
         except InternalError as error:
             return Finding("replay", name, "float64 twin", error.message)
         if not same_structure(run.after.graph, twin.graph):
-            return Finding(
-                "replay", name, "float64 twin", "the rewrite built another graph on the float64 twin"
-            )
+            return Finding("replay", name, "float64 twin", "the rewrite built another graph on the float64 twin")
         return None
 
-    def _cases(
-        self, run: PassRun, twin: Program, notes: list[str]
-    ) -> Iterator[tuple[list[Finding], list[Figures]]]:
+    def _cases(self, run: PassRun, twin: Program, notes: list[str]) -> Iterator[tuple[list[Finding], list[Figures]]]:
         bitwise = run.rewrite_pass.exactness is Exactness.BITWISE
         for known in self.evidence.cases:
             label = known.case.label

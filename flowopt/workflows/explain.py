@@ -31,7 +31,8 @@ def explain(program: Program, *, passes: str = DEFAULT_PRESET, only: Iterable[st
     missing = wanted - {p.pass_name() for p in pipeline.passes}
     if missing:
         raise UserError(
-            f"the pipeline has no pass {sorted(missing)[0]!r}", hint=f"it has {', '.join(p.pass_name() for p in pipeline.passes)}"
+            f"the pipeline has no pass {sorted(missing)[0]!r}",
+            hint=f"it has {', '.join(p.pass_name() for p in pipeline.passes)}",
         )
     records = tuple(r for r in run.records if not wanted or r.name.split(":")[0] in wanted)
     return Report(

@@ -107,9 +107,7 @@ def _product(site: Site) -> Product:
         x, matrix = node.args
     value = site.recorded(matrix)
     site.constant(matrix, "the right operand")
-    site.require(
-        value.dim() == 2, "unsupported-spelling", f"the stored operand has {value.dim()} axes, not 2"
-    )
+    site.require(value.dim() == 2, "unsupported-spelling", f"the stored operand has {value.dim()} axes, not 2")
     site.require(site.recorded(x).dim() >= 2, "unsupported-spelling", "the left operand is a vector")
     if bias is not None:
         site.constant(bias, "the addend")
@@ -132,9 +130,7 @@ def _batch_norm(site: Site) -> Norm:
     site.require(training is False, "train-mode", "training is True: the batch itself is normalised")
     is_tuple = node.target in _NORM_TUPLES
     value = _only_result(site) if is_tuple else node
-    site.require(
-        mean is not None and variance is not None, "batch-statistics", "there are no running statistics"
-    )
+    site.require(mean is not None and variance is not None, "batch-statistics", "there are no running statistics")
     target = _aten._native_batch_norm_legit_no_training.default
     return Norm(target, (x, weight, bias, mean, variance, momentum, eps), True, value)
 

@@ -92,12 +92,8 @@ class FoldBatchNorm(RewritePass[Plan]):
 
     def check(self, site: Site) -> Plan:
         norm = site.node
-        site.require(
-            norm.target not in _TRAINING_NORMS, "train-mode", f"{norm.target} was captured in train mode"
-        )
-        site.require(
-            norm.target not in _BATCH_NORMS, "batch-statistics", "the norm has no running statistics"
-        )
+        site.require(norm.target not in _TRAINING_NORMS, "train-mode", f"{norm.target} was captured in train mode")
+        site.require(norm.target not in _BATCH_NORMS, "batch-statistics", "the norm has no running statistics")
         extra = [u for u in norm.users if u.target is not operator.getitem or u.args[1] != 0]
         site.require(not extra, "multiple-readers", "the norm's saved statistics are read", *extra[:1])
         layer, path = _producer(site)
@@ -158,14 +154,10 @@ def _producer(site: Site) -> tuple[fx.Node, tuple[fx.Node, ...]]:
     norm = site.node
     chain = list(_chain_before(norm))
     layer = chain[-1]
-    is_layer = (
-        layer.target in _CONVOLUTIONS or layer.target in _TRANSPOSED or layer.target is _aten.linear.default
-    )
+    is_layer = layer.target in _CONVOLUTIONS or layer.target in _TRANSPOSED or layer.target is _aten.linear.default
     site.require(is_layer, "not-linear-producer", f"the norm reads {layer.name} ({layer.target})", layer)
     for node in chain:
-        site.require(
-            len(node.users) == 1, "multiple-readers", f"{node.name} is read {len(node.users)} times", node
-        )
+        site.require(len(node.users) == 1, "multiple-readers", f"{node.name} is read {len(node.users)} times", node)
     path = tuple(reversed(chain[:-1]))
     rank = site.recorded(layer).dim()
     # Unbatched convolutions have their channels first; everything else that a batch norm accepts has them second.
@@ -228,9 +220,7 @@ def _scale_and_shift(norm: fx.Node, constant: Any) -> tuple[Tensor, Tensor]:
     return scale, moved if shift is None else moved + constant(shift)
 
 
-def _folded(
-    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, plan: Plan
-) -> tuple[Tensor, Tensor]:
+def _folded(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     spatial = [1] * (weight.dim() - 2)
     if plan.transposed:
         grouped = weight.reshape(plan.groups, -1, *weight.shape[1:])

@@ -106,9 +106,7 @@ def _affine(site: Site) -> NormAffine:
     axes = len(shape) if isinstance(shape, (list, tuple)) else 0
     site.require(axes == 1, "axis-mismatch", f"the norm covers {axes} axes, a linear layer contracts one")
     affine = library_norm_affine(site.node)
-    site.require(
-        affine.gain is not None or affine.shift is not None, "no-affine", "the norm has no gain and no shift"
-    )
+    site.require(affine.gain is not None or affine.shift is not None, "no-affine", "the norm has no gain and no shift")
     return affine
 
 
@@ -132,9 +130,7 @@ def _require_linear(site: Site, reader: Reader) -> None:
     where = f"{node.name} ({node.target}{f' in {module_path(node)}' if module_path(node) else ''})"
     if node.target in _ADDITIONS:
         site.refuse("post-norm", f"{where} adds the norm's output into the residual stream", node)
-    site.require(
-        node.target is _aten.linear.default, "not-linear-reader", f"{where} is no linear layer", node
-    )
+    site.require(node.target is _aten.linear.default, "not-linear-reader", f"{where} is no linear layer", node)
     only_input = node.args[0] is reader.source and node.all_input_nodes.count(reader.source) == 1
     site.require(
         only_input and reader.source not in node.args[1:],
@@ -165,9 +161,7 @@ def _require_finite(site: Site, reader: Reader, gain: Tensor | None, shift: Tens
     folded = _folded(weight, stored_bias, reader, gain, shift)
     limit = torch.finfo(site.recorded(reader.node).dtype).max
     fits = all(t is None or bool((t.abs() <= limit).all()) for t in folded)
-    site.require(
-        fits, "not-finite", f"the folded weight of {reader.node.name} would exceed {limit:.3g}", reader.node
-    )
+    site.require(fits, "not-finite", f"the folded weight of {reader.node.name} would exceed {limit:.3g}", reader.node)
 
 
 def _bare_norm(edit: Edit, affine: NormAffine) -> fx.Node:
@@ -176,15 +170,11 @@ def _bare_norm(edit: Edit, affine: NormAffine) -> fx.Node:
     norm = affine.output
     with edit.before(norm):
         if norm.target is _aten.layer_norm.default:
-            return edit.call(
-                norm.target, norm.args[0], norm.args[1], None, None, *norm.args[4:], **norm.kwargs
-            )
+            return edit.call(norm.target, norm.args[0], norm.args[1], None, None, *norm.args[4:], **norm.kwargs)
         return edit.call(norm.target, norm.args[0], norm.args[1], None, *norm.args[3:], **norm.kwargs)
 
 
-def _fold(
-    edit: Edit, reader: Reader, gain: Tensor | None, shift: Tensor | None, moved: dict[fx.Node, fx.Node]
-) -> None:
+def _fold(edit: Edit, reader: Reader, gain: Tensor | None, shift: Tensor | None, moved: dict[fx.Node, fx.Node]) -> None:
     node = reader.node
     weight_node = node.args[1]
     assert isinstance(weight_node, fx.Node)
@@ -197,9 +187,7 @@ def _fold(
         stored_bias = bias_node
         if new_bias is not None and shift is not None:
             bias_name = (
-                str(bias_node.target)
-                if bias_node is not None and bias_node.op == "get_attr"
-                else f"{node.name}.bias"
+                str(bias_node.target) if bias_node is not None and bias_node.op == "get_attr" else f"{node.name}.bias"
             )
             stored_bias = edit.parameter(bias_name, new_bias, like=bias_node or weight_node)
         new = edit.call(_aten.linear.default, moved[reader.source], weight, stored_bias)

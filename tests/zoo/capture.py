@@ -15,9 +15,7 @@ def exported(model: ZooModel) -> ExportedProgram:
     # One Dim object a name: two objects would let two inputs disagree on the batch.
     dims = {name: Dim(name, min=low, max=high) for name, (low, high) in model.dims.items()}
     shapes = {
-        name: {axis: dims[dim] for axis, dim in model.dynamic[name].items()}
-        if name in model.dynamic
-        else None
+        name: {axis: dims[dim] for axis, dim in model.dynamic[name].items()} if name in model.dynamic else None
         for name in model.kwargs
     }
     program = torch.export.export(model.module, (), model.kwargs, dynamic_shapes=shapes, strict=False)
@@ -32,9 +30,7 @@ def resized(model: ZooModel, sizes: dict[str, int], seed: int) -> dict[str, Tens
     return {name: resized_input(model, name, value, sizes, seed) for name, value in model.kwargs.items()}
 
 
-def resized_input(
-    model: ZooModel, name: str, value: Tensor | bool, sizes: dict[str, int], seed: int
-) -> Tensor | bool:
+def resized_input(model: ZooModel, name: str, value: Tensor | bool, sizes: dict[str, int], seed: int) -> Tensor | bool:
     if not isinstance(value, Tensor):
         return value
     shape = list(value.shape)

@@ -55,9 +55,7 @@ def mobilenet_v2() -> ZooModel:
     return random_image_model("mobilenet-v2", module, "pixel_values", channels=3, size=32, seed=8)
 
 
-def random_image_model(
-    name: str, module: nn.Module, input_name: str, channels: int, size: int, seed: int
-) -> ZooModel:
+def random_image_model(name: str, module: nn.Module, input_name: str, channels: int, size: int, seed: int) -> ZooModel:
     randomise(module, seed)
     return ZooModel(
         name=name,

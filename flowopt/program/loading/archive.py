@@ -46,7 +46,9 @@ def load_archive(path: Path, *, trust: str) -> Program:
 
 def _require_archive(path: Path) -> None:
     if path.is_dir():
-        raise MalformedModel(f"{path} is a folder, not a torch.export archive", hint="flowopt verify takes artifact folders")
+        raise MalformedModel(
+            f"{path} is a folder, not a torch.export archive", hint="flowopt verify takes artifact folders"
+        )
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -54,7 +56,9 @@ def _require_archive(path: Path) -> None:
     if head.startswith(_LFS_POINTER):
         raise MalformedModel(f"{path.name} is a Git LFS pointer, not the model", hint="git lfs pull")
     if head.lstrip()[:1] == b"<":
-        raise MalformedModel(f"{path.name} is an HTML or XML page, not a model", hint="download it again; check the address")
+        raise MalformedModel(
+            f"{path.name} is an HTML or XML page, not a model", hint="download it again; check the address"
+        )
     if not zipfile.is_zipfile(path):
         raise MalformedModel(
             f"{path.name} is no zip archive: cut off, or of another format",

@@ -1,0 +1,1 @@
+"""Programs become files that a runtime executes."""

@@ -1,0 +1,102 @@
+"""Give inputs, outputs and dimensions of an ONNX model the program's names."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flowopt.program.program import Program
+from flowopt.runtime.interface import output_shapes
+
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+
+
+def separate_outputs(model: Any) -> None:
+    """Give every output a value of its own: an input, a stored tensor or a value returned twice gains an Identity."""
+    import onnx_ir
+
+    graph = model.graph
+    seen: set[int] = set()
+    for index, output in enumerate(list(graph.outputs)):
+        if output.is_graph_input() or output.is_initializer() or id(output) in seen:
+            identity = onnx_ir.node("Identity", [output])
+            identity.outputs[0].shape = output.shape
+            identity.outputs[0].type = output.type
+            graph.append(identity)
+            graph.outputs[index] = identity.outputs[0]
+        seen.add(id(graph.outputs[index]))
+
+
+def name_interface(model: Any, program: Program) -> tuple[str, ...]:
+    """Rename inputs, outputs and free dimensions by position; every other value keeps its name or steps aside.
+
+    Returns:
+        The outputs' names in the file: the program's, except where an input has the same.
+    """
+    import onnx_ir
+
+    inputs = [i.name for i in program.inputs]
+    outputs = _output_names(program)
+    graph = model.graph
+    assert len(graph.inputs) == len(inputs) and len(graph.outputs) == len(outputs), "the exporter keeps the signature"
+    interface = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    _rename_others(model, interface, {*inputs, *outputs})
+    symbols = {d.symbol: d.name for d in program.dims}
+    for value in _values(model):
+        if value.shape is not None:
+            value.shape = onnx_ir.Shape([_renamed(d, symbols) for d in value.shape])
+    shapes = [*(program.shape(name) for name in inputs), *output_shapes(program)]
+    for value, name, shape in zip((*graph.inputs, *graph.outputs), (*inputs, *outputs), shapes, strict=True):
+        value.name = name
+        value.shape = onnx_ir.Shape(shape)
+    return outputs
+
+
+def _output_names(program: Program) -> tuple[str, ...]:
+    names: list[str] = []
+    taken = {i.name for i in program.inputs} | {o.name for o in program.outputs}
+    inputs = {i.name for i in program.inputs}
+    for output in program.outputs:
+        name = _free(f"{output.name}.output", taken) if output.name in inputs else output.name
+        taken.add(name)
+        names.append(name)
+    return tuple(names)
+
+
+def _rename_others(model: Any, interface: set[int], taken: set[str]) -> None:
+    """Unique names for all inner values, in graph order, so that the same program always gets the same ones."""
+    used = set(taken)
+    others = [value for value in _values(model) if id(value) not in interface]
+    # An initializer cannot be given a name that another still has, hence two rounds.
+    wanted = [value.name or "value" for value in others]
+    for index, value in enumerate(others):
+        if value.is_initializer():
+            value.name = f"<{index}>"
+    for value, name in zip(others, wanted, strict=True):
+        value.name = _free(name, used)
+        used.add(value.name)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    candidate, count = name, 0
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    return candidate
+
+
+def _renamed(dim: Any, symbols: Mapping[str, str]) -> int | str | None:
+    """A size with the graph's symbols (``2*s77``) replaced by dimension names, all at once."""
+    if isinstance(dim, int):
+        return dim
+    if dim.value is None:
+        return None
+    return _IDENTIFIER.sub(lambda found: symbols.get(found[0], found[0]), str(dim.value))
+
+
+def _values(model: Any) -> Iterator[Any]:
+    graph = model.graph
+    # A state input is an initializer too, but only later.
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph.all_nodes():
+        yield from node.outputs

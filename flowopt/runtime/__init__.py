@@ -1,0 +1,1 @@
+"""Running an artifact: one call for every target."""

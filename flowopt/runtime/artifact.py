@@ -1,0 +1,166 @@
+"""Artifact: a folder that runs, whatever its target."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Protocol, final
+
+from torch import Tensor
+
+from flowopt.errors import MalformedModel, ModelNotFound, Untrusted, UserError
+from flowopt.runtime.contents import require_intact_weights
+from flowopt.runtime.interface import Interface, TensorSpec, parsed_interface
+from flowopt.runtime.layout import INTERFACE_KEY, MODEL_FILES, Committed, committed
+from flowopt.runtime.onnx_session import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    LEVELS,
+    Level,
+    OnnxRunner,
+    cuda_available,
+    open_session,
+)
+from flowopt.runtime.torch_module import TorchRunner, open_exported
+
+Trust = Literal["data", "weights", "code"]
+
+
+class Runner(Protocol):
+    """What every target's runner does."""
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+
+@final
+class Artifact:
+    """An opened artifact. Open one with ``Artifact.open``.
+
+    The report counts only when it belongs to the model file (``model_sha256``). A lost or foreign report does not
+    stop the artifact: the model itself carries its interface, ``report`` is then empty, and the session runs at
+    level ``all``.
+
+    Attributes:
+        folder: where it lies.
+        model_path: the model file.
+        report: the report of exactly this model; empty when there is none.
+        target: the target's name; without a report ``cpu`` or ``torch``.
+    """
+
+    def __init__(self, found: Committed, provider: str | None) -> None:
+        self.folder = found.model.parent
+        self.model_path = found.model
+        self.report: dict[str, object] = dict(found.report or {})
+        self.target = str(self.report.get("target", "torch" if found.model.suffix == ".pt2" else "cpu"))
+        self._provider = provider
+        self._runner: Runner | None = None
+        self._interface: Interface | None = None
+
+    @staticmethod
+    def open(
+        folder: str | Path,
+        *,
+        trust: Trust = "data",
+        provider: str | None = None,
+        check_weights: bool | None = None,
+    ) -> "Artifact":
+        """Open an artifact folder; the runtime starts with the first ``run``.
+
+        Args:
+            folder: the folder that holds ``model.onnx`` or ``model.pt2``.
+            trust: ``code`` allows ``model.pt2``, whose loader can run code found in the file.
+            provider: ``cpu``, ``cuda`` or a name of ONNX Runtime's; None: CUDA for target ``cuda`` where there is
+                a device, else the CPU.
+            check_weights: compare the weights' content with their name; None: up to 1 GiB.
+
+        Raises:
+            ModelNotFound: no such folder.
+            MalformedModel: no artifact, or a damaged one.
+            Untrusted: ``model.pt2`` without ``trust="code"``.
+        """
+        folder = Path(folder)
+        if not folder.exists():
+            raise ModelNotFound(f"no artifact at {folder}")
+        found = committed(folder) if folder.is_dir() else None
+        if found is None:
+            raise MalformedModel(f"{folder} is not an artifact", why=f"it holds neither {' nor '.join(MODEL_FILES)}")
+        if found.model.suffix == ".onnx":
+            require_intact_weights(found.model, check_hash=check_weights)
+        elif trust != "code":
+            raise Untrusted(
+                f"{found.model} is a torch program",
+                why="torch's loader can run code found in such a file",
+                hint="if you trust its author: trust='code' (--trust code)",
+            )
+        return Artifact(found, provider)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Name, dtype and shape of every input; state can be left out of a call."""
+        return self._its_interface().inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Name, dtype and shape of every output."""
+        return self._its_interface().outputs
+
+    def run(self, *args: object, **kwargs: object) -> Tensor | dict[str, Tensor]:
+        """Run the model: inputs by position (state excluded) or by name.
+
+        Returns:
+            The tensor, when the original returned one bare tensor; else every output by its dotted name.
+
+        Raises:
+            UserError: the inputs do not fit; the message says what the model takes.
+            MissingDependency: the target's runtime is not installed.
+        """
+        interface = self._its_interface()
+        return interface.result(self.run_named(interface.bind(args, kwargs)))
+
+    def run_named(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every output by name, for inputs by name, unchecked."""
+        return self._its_runner().run(inputs)
+
+    def _its_interface(self) -> Interface:
+        if self._interface is None:
+            section = self.report.get("interface")
+            self._interface = parsed_interface(section) if section is not None else self._stored_interface()
+        return self._interface
+
+    def _stored_interface(self) -> Interface:
+        runner = self._its_runner()
+        if isinstance(runner, TorchRunner):
+            return runner.interface
+        if isinstance(runner, OnnxRunner) and INTERFACE_KEY in runner.metadata:
+            return parsed_interface(json.loads(runner.metadata[INTERFACE_KEY]))
+        raise MalformedModel(
+            f"{self.model_path} has no report and does not say what it takes",
+            why="flowopt did not write it",
+            hint="run it with onnxruntime, or build it with flowopt optimize",
+        )
+
+    def _its_runner(self) -> Runner:
+        if self._runner is None:
+            self._runner = self._opened()
+        return self._runner
+
+    def _opened(self) -> Runner:
+        if self.model_path.suffix == ".pt2":
+            return open_exported(self.model_path)
+        return open_session(self.model_path, level=self._level(), providers=self._providers())
+
+    def _level(self) -> Level:
+        runtime = self.report.get("runtime", {})
+        wanted = runtime.get("level", "all") if isinstance(runtime, Mapping) else None
+        for level in LEVELS:
+            if level == wanted:
+                return level
+        raise MalformedModel(f"report.json asks for optimisation level {wanted!r}; known are {', '.join(LEVELS)}")
+
+    def _providers(self) -> tuple[str, ...]:
+        wanted = self._provider
+        if wanted is None:
+            wanted = "cuda" if self.target == "cuda" and cuda_available() else "cpu"
+        names = {"cpu": (CPU_PROVIDER,), "cuda": (CUDA_PROVIDER, CPU_PROVIDER)}
+        if wanted not in names and not wanted.endswith("ExecutionProvider"):
+            raise UserError(f"provider {wanted!r}", hint="use cpu, cuda, or a name of ONNX Runtime's")
+        return names.get(wanted, tuple(dict.fromkeys((wanted, CPU_PROVIDER))))

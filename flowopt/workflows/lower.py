@@ -1,0 +1,126 @@
+"""Lower a program, verify the file that was written, and only then commit it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flowopt.lowering.onnx.export import lower_to_onnx
+from flowopt.lowering.staging import Staging
+from flowopt.lowering.targets import Target
+from flowopt.lowering.torch import lower_to_torch
+from flowopt.program.program import Program
+from flowopt.report.report import LevelVerdict
+from flowopt.report.verdict import Verdict
+from flowopt.runtime.onnx_session import CPU_PROVIDER, CUDA_PROVIDER, Level, cuda_available, open_session
+from flowopt.runtime.torch_module import open_exported
+from flowopt.verification.evidence import Evidence
+from flowopt.verification.verify_outputs import verify_outputs
+
+Progress = Callable[[str], None]
+
+# ONNX Runtime's default level is tried right after "disabled"; the others only where the default disagrees.
+_DEFAULT_LEVEL: Level = "all"
+_LESSER_LEVELS: tuple[Level, ...] = ("extended", "basic")
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredRun:
+    """A lowered file and what its verification saw.
+
+    Attributes:
+        levels: verdict per optimisation level that was run; empty when verification is off.
+        runtime: settings to record: the highest level that agrees, the provider it was verified on.
+        census: operators of the lowered file.
+        warnings: differences that are the runtime's own.
+    """
+
+    levels: tuple[LevelVerdict, ...]
+    runtime: Mapping[str, str] = field(default_factory=dict)
+    census: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def decisive(self) -> Verdict | None:
+        """The verdict on the file itself: the runtime with its optimisations off."""
+        return self.levels[0].verdict if self.levels else None
+
+
+def lower_and_verify(
+    program: Program,
+    target: Target,
+    folder: Path,
+    evidence: Evidence | None,
+    report: Callable[[LoweredRun], str],
+    *,
+    on_progress: Progress = lambda _: None,
+) -> LoweredRun:
+    """Write ``program`` for ``target`` into ``folder``; a file that differs is never committed.
+
+    Args:
+        program: what to lower.
+        target: backend and device.
+        folder: the artifact's; an artifact that lies there stays whole until the new one is complete.
+        evidence: of the original; None: nothing is verified.
+        report: makes the text of ``report.json`` out of the outcome; called right before the commit.
+        on_progress: gets one line per step.
+
+    Raises:
+        CannotWrite: the folder.
+        UserError: an operator that cannot be lowered.
+    """
+    with Staging(folder) as staging:
+        on_progress(f"lowering to {target.backend}")
+        if target.backend == "torch":
+            model, census = lower_to_torch(program, staging).model, {}
+            run = _verified_torch(model, evidence, on_progress)
+        else:
+            lowered = lower_to_onnx(program, staging)
+            model, census = lowered.model, dict(lowered.op_census)
+            run = _verified_onnx(model, target, evidence, on_progress)
+        run = LoweredRun(run.levels, run.runtime, census, run.warnings)
+        if run.decisive is None or run.decisive:
+            staging.commit(model, target.model_name, report(run))
+    return run
+
+
+def _verified_torch(model: Path, evidence: Evidence | None, on_progress: Progress) -> LoweredRun:
+    if evidence is None:
+        return LoweredRun(())
+    runner = open_exported(model)
+    verdict = verify_outputs(evidence, runner.run, on_case=lambda case: on_progress(f"verifying the archive: {case}"))
+    return LoweredRun((LevelVerdict("eager", verdict),))
+
+
+def _verified_onnx(model: Path, target: Target, evidence: Evidence | None, on_progress: Progress) -> LoweredRun:
+    on_cuda = target.device == "cuda" and cuda_available()
+    provider = CUDA_PROVIDER if on_cuda else CPU_PROVIDER
+    runtime = {"level": str(_DEFAULT_LEVEL), "verified_on": provider if evidence is not None else "nothing"}
+    if evidence is None:
+        return LoweredRun((), runtime)
+
+    def verdict_at(level: Level) -> Verdict:
+        # One session at a time: each holds its own copy of the weights.
+        session = open_session(model, level=level, providers=(provider,) if not on_cuda else (provider, CPU_PROVIDER))
+        return verify_outputs(
+            evidence, session.run, on_case=lambda case: on_progress(f"verifying, optimisations {level}: {case}")
+        )
+
+    levels = [LevelVerdict("disabled", verdict_at("disabled"))]
+    if not levels[0].verdict:
+        return LoweredRun(tuple(levels), runtime)
+    levels.append(LevelVerdict(_DEFAULT_LEVEL, verdict_at(_DEFAULT_LEVEL)))
+    warnings: list[str] = []
+    if not levels[-1].verdict:
+        warnings.append(
+            f"ONNX Runtime changes this model's numbers at its default optimisation level: {levels[-1].verdict.reason}"
+        )
+        for level in _LESSER_LEVELS:
+            levels.append(LevelVerdict(level, verdict_at(level)))
+            if levels[-1].verdict:
+                break
+        agreed = levels[-1].level if levels[-1].verdict else "disabled"
+        runtime["level"] = agreed
+        warnings.append(
+            f"the artifact records level {agreed!r}, the highest that agrees; other users of it must set it"
+        )
+    return LoweredRun(tuple(levels), runtime, {}, tuple(warnings))

@@ -1,0 +1,200 @@
+"""Optimize: capture is done; rewrite, verify, lower, verify the file, commit."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flowopt.errors import RequirementNotMet, UserError
+from flowopt.ir.text import operator_census
+from flowopt.lowering.targets import Target
+from flowopt.lowering.targets import target as target_named
+from flowopt.pipeline.presets import DEFAULT_PRESET
+from flowopt.pipeline.registry import pass_class
+from flowopt.pipeline.runner import PipelineRun, run_passes
+from flowopt.program.program import Program
+from flowopt.report.passes import PassRecord
+from flowopt.report.report import Report
+from flowopt.report.to_json import to_json
+from flowopt.report.verdict import Outcome, Verdict
+from flowopt.runtime.artifact import Artifact
+from flowopt.runtime.interface import interface_of
+from flowopt.runtime.onnx_session import CUDA_PROVIDER
+from flowopt.verification.evidence import Evidence, collect_evidence
+from flowopt.verification.verify_outputs import verify_outputs
+from flowopt.verification.verify_passes import VerifyPasses
+from flowopt.workflows.lower import LoweredRun, Progress, lower_and_verify
+from flowopt.workflows.pipelines import Pipeline
+from flowopt.workflows.versions import versions
+
+VerifyMode = Literal["each", "final", "off"]
+_NOT_VERIFIED = Verdict(Outcome.NOT_VERIFIED)
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizeResult:
+    """What ``optimize`` made.
+
+    Attributes:
+        program: the rewritten program.
+        artifact: opened; None after a dry run, or when the lowered file was not written because it differs.
+        report: what was decided and measured.
+        verdict: of the whole: the lowered file against the captured original.
+    """
+
+    program: Program
+    artifact: Artifact | None
+    report: Report
+    verdict: Verdict
+
+
+def optimize(
+    program: Program,
+    *,
+    target: str = "cpu",
+    folder: str | Path | None = None,
+    passes: str | Pipeline = DEFAULT_PRESET,
+    skip: Iterable[str] = (),
+    verify: VerifyMode = "each",
+    require: Mapping[str, int] | None = None,
+    dry_run: bool = False,
+    seed: int = 0,
+    on_progress: Progress = lambda _: None,
+) -> OptimizeResult:
+    """Rewrite a program, lower it, and prove both against the original.
+
+    Args:
+        program: never changed.
+        target: ``cpu``, ``cuda`` (ONNX) or ``torch`` (``.pt2``).
+        folder: of the artifact; ``<name of the source>.flowopt`` by default.
+        passes: preset, text form, or a Pipeline.
+        skip: names of passes to leave out.
+        verify: ``each`` judges every pass and undoes those that fail; ``final`` judges the end only; ``off`` nothing.
+        require: pass name to the smallest number of sites where it must have been applied and kept.
+        dry_run: stop before lowering; nothing is written.
+        seed: of the verification's inputs.
+        on_progress: gets one line per step.
+
+    Raises:
+        RequirementNotMet: fewer rewrites than required; nothing is written.
+        CannotWrite: the folder.
+        UserError: an unknown target or pass, or an operator that cannot be lowered.
+    """
+    wanted_target = target_named(target)
+    if verify not in ("each", "final", "off"):
+        raise UserError(f"verify={verify!r} must be each, final or off")
+    for name in require or {}:
+        pass_class(name)
+    pipeline = passes if isinstance(passes, Pipeline) else Pipeline(passes, skip=skip)
+    evidence, run = _rewritten(program, pipeline, verify, seed, on_progress)
+    _require_applied(run.records, require or {})
+    verdict = _verdict_of_program(run.program, evidence, verify, on_progress)
+    settings = _Settings(program, run, wanted_target)
+    if dry_run or not (verdict or verdict.outcome is Outcome.NOT_VERIFIED):
+        outcome = "dry-run" if dry_run else verdict.outcome.value
+        return OptimizeResult(run.program, None, settings.report(outcome, None), verdict)
+    path = Path(folder) if folder is not None else default_folder(program)
+    lowered = lower_and_verify(
+        run.program,
+        wanted_target,
+        path,
+        evidence,
+        lambda done: to_json(settings.report(_outcome(wanted_target, done), done)),
+        on_progress=on_progress,
+    )
+    report = settings.report(_outcome(wanted_target, lowered), lowered)
+    decisive = lowered.decisive or _NOT_VERIFIED
+    written = bool(decisive) or decisive.outcome is Outcome.NOT_VERIFIED
+    # The archive was written by this call, so it may be loaded.
+    artifact = Artifact.open(path, trust="code") if written else None
+    return OptimizeResult(run.program, artifact, report, decisive)
+
+
+def default_folder(program: Program) -> Path:
+    """``<stem>.flowopt`` in the current folder: the archive's stem, or the last part of a class's name."""
+    source = program.provenance.source
+    stem = Path(source).stem if program.provenance.sha256 else source.rsplit(".", 1)[-1]
+    return Path(re.sub(r"[^\w.-]+", "_", stem) + ".flowopt")
+
+
+def _rewritten(
+    program: Program, pipeline: Pipeline, verify: VerifyMode, seed: int, on_progress: Progress
+) -> tuple[Evidence | None, PipelineRun]:
+    instrument = VerifyPasses(seed=seed, on_case=lambda case: on_progress(f"oracle: {case}"))
+    run = run_passes(
+        program,
+        pipeline.passes,
+        [instrument] if verify == "each" else [],
+        on_pass=lambda p: on_progress(f"pass {p.text()}"),
+    )
+    if verify == "each":
+        return instrument.evidence, run
+    if verify == "final":
+        return collect_evidence(program, seed=seed, on_case=lambda case: on_progress(f"oracle: {case}")), run
+    return None, run
+
+
+def _verdict_of_program(
+    program: Program, evidence: Evidence | None, verify: VerifyMode, on_progress: Progress
+) -> Verdict:
+    """The rewritten program before lowering; after ``each`` it is known to agree, as far as any case ran."""
+    if evidence is None:
+        return _NOT_VERIFIED
+    if verify == "each":
+        outcome = Outcome.EQUIVALENT if evidence.cases else Outcome.INCONCLUSIVE
+        return Verdict(outcome, notes=evidence.skipped, seed=evidence.seed)
+    return verify_outputs(evidence, program.run_named, on_case=lambda case: on_progress(f"verifying: {case}"))
+
+
+def _outcome(target: Target, lowered: LoweredRun) -> str:
+    verdict = lowered.decisive
+    if verdict is None:
+        return "not-verified"
+    if not verdict:
+        return verdict.outcome.value
+    on_cpu = target.device == "cuda" and lowered.runtime.get("verified_on") != CUDA_PROVIDER
+    return "verified-on-cpu" if on_cpu else "verified"
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What the report says whatever the lowering's outcome."""
+
+    original: Program
+    run: PipelineRun
+    target: Target
+
+    def report(self, outcome: str, lowered: LoweredRun | None) -> Report:
+        reverted = tuple(f"{r.name} was reverted: {r.reason}" for r in self.run.records if r.outcome == "reverted")
+        return Report(
+            outcome=outcome,
+            target=self.target.name,
+            source=self.original.provenance.source,
+            passes=self.run.records,
+            census_before=dict(operator_census(self.original.graph)),
+            census_after=dict(operator_census(self.run.program.graph)),
+            census_lowered=lowered.census if lowered is not None else {},
+            lowered=lowered.levels if lowered is not None else (),
+            runtime=lowered.runtime if lowered is not None else {},
+            interface=interface_of(self.run.program),
+            warnings=(*reverted, *(lowered.warnings if lowered is not None else ())),
+            parameter_bytes=(self.original.parameter_bytes, self.run.program.parameter_bytes),
+            versions=versions(),
+        )
+
+
+def _require_applied(records: tuple[PassRecord, ...], require: Mapping[str, int]) -> None:
+    for name, count in require.items():
+        found = [r for r in records if r.name.split(":")[0] == name]
+        applied = sum(len(r.applied) for r in found if r.outcome == "kept")
+        if applied >= count:
+            continue
+        refusals = {code: n for r in found for code, n in r.refusal_counts.items()}
+        reverted = "; ".join(f"it was reverted: {r.reason}" for r in found if r.outcome == "reverted")
+        why = reverted or ", ".join(f"{n} x {code}" for code, n in refusals.items()) or "it found no site"
+        raise RequirementNotMet(
+            f"{name} was applied at {applied} sites, {count} are required",
+            why=why if found else "it is not in the pipeline",
+            hint=f"flowopt explain ... --pass {name} shows every site",
+        )

@@ -1,0 +1,147 @@
+"""Die, or fail, at every operation on the disk: the artifact is always the old one or the new one, whole."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowopt.lowering.staging import Staging
+from flowopt.runtime.artifact import Artifact
+from tests.lowering import models
+from tests.lowering.build import Built, built, report_of
+
+OPERATIONS = ("open", "replace", "fsync", "unlink")
+LAST = 200
+
+
+class Died(BaseException):
+    """Stands for an interrupt: not an Exception."""
+
+
+def publish(new: Built, folder: Path) -> None:
+    """Write an artifact that is built already: the file operations alone."""
+    with Staging(folder) as staging:
+        for name in new.lowered.weights:
+            content = (new.folder / name).read_bytes()
+            assert staging.weights([content[:100], content[100:]]) == (name,)
+        model = staging.temporary(".onnx")
+        model.write_bytes((new.folder / "model.onnx").read_bytes())
+        staging.commit(model, "model.onnx", report_of(new.program, level="basic"))
+
+
+def counted(patch: Callable[[str, object], None], at: int, then: Callable[[], None]) -> None:
+    """Let the ``at``-th operation of this process do ``then`` instead."""
+    count = iter(range(LAST))
+
+    def wrapped(name: str) -> Callable[..., object]:
+        original = getattr(os, name)
+
+        def operation(*args: object, **kwargs: object) -> object:
+            if next(count, None) == at:
+                then()
+            return original(*args, **kwargs)
+
+        return operation
+
+    for name in OPERATIONS:
+        patch(name, wrapped(name))
+
+
+def killed(new: Built, folder: Path, at: int) -> bool:
+    """Publish in a forked process that dies at an operation. True when it died."""
+    child = os.fork()
+    if child == 0:
+        counted(lambda name, value: setattr(os, name, value), at, lambda: os._exit(9))
+        try:
+            publish(new, folder)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def which(folder: Path, old: Built, new: Built) -> str:
+    """``old`` or ``new``, after running it: its own numbers, and its own report."""
+    artifact = Artifact.open(folder)
+    level = artifact.report["runtime"]
+    if artifact.model_path.read_bytes() == (old.folder / "model.onnx").read_bytes():
+        assert level == {"level": "all"}
+        require_runs(artifact, old)
+        return "old"
+    assert level == {"level": "basic"}
+    require_runs(artifact, new)
+    return "new"
+
+
+def require_runs(artifact: Artifact, built: Built) -> None:
+    torch.manual_seed(0)
+    example = {name: torch.as_tensor(value) for name, value in built.program.example.items()}
+    got, wanted = artifact.run(**example), built.artifact.run(**example)
+    assert isinstance(got, Tensor) and isinstance(wanted, Tensor)
+    # The same nodes; only ONNX Runtime's level differs.
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def old() -> Iterator[Built]:
+    yield built(models.attention)
+
+
+@pytest.fixture
+def new() -> Iterator[Built]:
+    yield built(models.tied)
+
+
+def test_killed_at_every_operation(tmp_path: Path, old: Built, new: Built) -> None:
+    seen = []
+    for at in range(LAST):
+        folder = tmp_path / str(at)
+        shutil.copytree(old.folder, folder)
+        if not killed(new, folder, at):
+            break
+        seen.append(which(folder, old, new))
+        publish(new, folder)
+        assert {f.name for f in folder.iterdir()} == {"model.onnx", "report.json", *new.lowered.weights}
+    assert len(seen) > 15 and set(seen) == {"old", "new"}
+    # One commit point: old up to it, new from it on.
+    assert seen == sorted(seen, reverse=True)
+
+
+@pytest.mark.parametrize("failure", [Died, OSError(28, "No space left on device")])
+def test_failing_at_every_operation(
+    tmp_path: Path, old: Built, new: Built, failure: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise failure
+
+    seen = []
+    for at in range(LAST):
+        folder = tmp_path / str(at)
+        shutil.copytree(old.folder, folder)
+        try:
+            with monkeypatch.context() as context:
+                counted(lambda name, value: context.setattr(os, name, value), at, fail)  # noqa: B023 - used at once
+                publish(new, folder)
+        except BaseException as error:
+            if error is not failure and type(error) is not failure and error.__cause__ is not failure:
+                raise
+        else:
+            break
+        seen.append(which(folder, old, new))
+        publish(new, folder)
+        assert {f.name for f in folder.iterdir()} == {"model.onnx", "report.json", *new.lowered.weights}
+    assert len(seen) > 15 and seen == sorted(seen, reverse=True)
+
+
+def test_killed_on_the_first_build_leaves_no_artifact_or_a_whole_one(tmp_path: Path, new: Built) -> None:
+    for at in range(0, LAST, 3):
+        folder = tmp_path / str(at)
+        if not killed(new, folder, at):
+            break
+        if (folder / "model.onnx").exists():
+            require_runs(Artifact.open(folder), new)
+        publish(new, folder)
+        assert {f.name for f in folder.iterdir()} == {"model.onnx", "report.json", *new.lowered.weights}
