@@ -1,0 +1,90 @@
+"""What is said about an error, in one screen, and with which exit code the command ends.
+
+flowopt: what went wrong (exit N)
+  where   the file, line or site
+  why     the reason
+  try     what to do about it
+"""
+
+import sys
+import traceback
+from pathlib import Path
+
+import typer
+
+from flowopt.errors import FlowoptError
+
+EXIT_USAGE = 2
+EXIT_INTERNAL = 70
+EXIT_IO = 74
+EXIT_INTERRUPTED = 130
+
+# The base of typer's own complaints. It comes from click, or from typer's copy of it, which exports it nowhere.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code that the command line promises for an error."""
+    if isinstance(error, FlowoptError):
+        return error.exit_code
+    if isinstance(error, _UsageError):
+        return EXIT_USAGE
+    return EXIT_IO if isinstance(error, OSError) else EXIT_INTERNAL
+
+
+def described(error: BaseException) -> str:
+    """An error as text: what, where, why, what to try."""
+    code = exit_code_of(error)
+    if isinstance(error, FlowoptError):
+        where = "\n".join(getattr(error, "__notes__", ()))
+        hint = error.hint or (_REPORT_IT if code == EXIT_INTERNAL else "")
+        return _screen(error.message, code, where, error.why, hint)
+    if isinstance(error, _UsageError):
+        return _usage(error)
+    what = str(error).strip() or "no message"
+    where = "\n".join([*getattr(error, "__notes__", ()), _last_frame(error)])
+    if isinstance(error, OSError):
+        return _screen(what, code, where, "the operating system refused", "make room or check the file, and run again")
+    return _screen(
+        f"{type(error).__name__}: {what}",
+        code,
+        where,
+        "unexpected: a defect of flowopt, or of the model's own code",
+        _REPORT_IT,
+    )
+
+
+_REPORT_IT = "the same command with --debug, which shows the traceback; report it if it points into flowopt"
+
+
+def _screen(what: str, code: int, where: str, why: str, hint: str) -> str:
+    first, *more = what.splitlines() or [""]
+    lines = [f"flowopt: {first} (exit {code})", *(f"  {line}" for line in more)]
+    for label, text in (("where", where), ("why", why), ("try", hint)):
+        if text:
+            lines.append(f"  {label:<5} " + text.replace("\n", "\n        "))
+    return "\n".join(lines)
+
+
+def _usage(error: BaseException) -> str:
+    # Both attributes exist on every usage error of click, under whatever name it is installed.
+    what = str(error.format_message()) if hasattr(error, "format_message") else str(error)
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "flowopt"
+    return _screen(
+        what[:1].lower() + what[1:].rstrip(".").replace("Value error, ", ""), EXIT_USAGE, "", "", f"{path} --help"
+    )
+
+
+def _last_frame(error: BaseException) -> str:
+    """The innermost place, without the folders that only say where this machine keeps its packages."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return ""
+    last = frames[-1]
+    path = Path(last.filename)
+    for root in sorted((Path(entry).absolute() for entry in (".", *sys.path)), key=lambda p: -len(p.parts)):
+        if path.is_relative_to(root):
+            path = path.relative_to(root)
+            break
+    return f"{path.as_posix()}:{last.lineno} in {last.name}"

@@ -1,0 +1,57 @@
+"""``--json FILE|-``: a whole file or none."""
+
+import contextlib
+import errno
+import os
+import sys
+from pathlib import Path
+
+from flowopt.errors import CannotWrite
+
+STDOUT = Path("-")
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
+def require_writable(path: Path | None) -> None:
+    """Refuse a file that cannot be written before the work, not after it.
+
+    Raises:
+        CannotWrite: no such folder, no permission, or the path is a folder.
+    """
+    if path is None or path == STDOUT:
+        return
+    if path.is_dir():
+        raise CannotWrite(f"--json {path} is a folder", hint="name a file in it")
+    if not path.parent.is_dir():
+        raise CannotWrite(f"--json {path}: there is no folder {path.parent}", hint=f"mkdir -p {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise CannotWrite(f"--json {path}: no permission to write to {path.parent}", hint="name another file")
+
+
+def write_json(path: Path, text: str) -> None:
+    """Write JSON text to a file, or to stdout for ``-``.
+
+    A reader of the file sees the old text or the new one, whole.
+
+    Raises:
+        CannotWrite: the file.
+        OSError: the disk is full or fails.
+    """
+    if path == STDOUT:
+        sys.stdout.write(text)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        error.add_note(f"while --json wrote {path}")
+        if error.errno in _DISK:
+            raise
+        raise CannotWrite(f"--json cannot write {path}: {error.strerror}", hint="name another file") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

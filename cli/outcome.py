@@ -1,0 +1,24 @@
+"""Exit codes of results; those of errors are in ``flowopt.cli.failure``."""
+
+from flowopt.report.report import Report
+from flowopt.report.verdict import Outcome, Verdict
+
+EXIT_DIFFERENT = 1
+EXIT_INCONCLUSIVE = 3
+
+
+def verdict_code(verdict: Verdict) -> int:
+    """0 when the numbers can be trusted or nobody asked, 1 different, 3 inconclusive."""
+    if verdict.outcome is Outcome.DIFFERENT:
+        return EXIT_DIFFERENT
+    return EXIT_INCONCLUSIVE if verdict.outcome is Outcome.INCONCLUSIVE else 0
+
+
+def optimize_code(report: Report, verdict: Verdict, *, strict: bool, require_device: bool) -> int:
+    """The verdict's code; else 1 for a reverted pass under ``--strict``, 3 where the device did not take part."""
+    code = verdict_code(verdict)
+    if code:
+        return code
+    if strict and any(p.outcome == "reverted" for p in report.passes):
+        return EXIT_DIFFERENT
+    return EXIT_INCONCLUSIVE if require_device and report.outcome == "verified-on-cpu" else 0

@@ -1,0 +1,97 @@
+"""First lines and counts of a result, in words; ``render`` puts them on the screen."""
+
+from collections import Counter
+
+from flowopt.pipeline.text import CANONICALIZE
+from flowopt.report.passes import PassRecord
+from flowopt.report.report import Report
+from flowopt.report.verdict import Outcome, Verdict
+
+
+def optimize_headline(report: Report, verdict: Verdict, model: str) -> str:
+    """Outcome and number of rewrites; without any, the most frequent refusal."""
+    outcome = report.outcome
+    if outcome == "dry-run":
+        outcome = "dry-run, nothing written"
+        if verdict.outcome is not Outcome.NOT_VERIFIED:
+            outcome += f", program {verdict.outcome.value}"
+    elif verdict.outcome in (Outcome.DIFFERENT, Outcome.INCONCLUSIVE):
+        outcome += ", nothing written"
+    return f"{outcome}: {_rewrites(report, 'applied to')} {model} for {report.target}{_remarks(report)}"
+
+
+def explain_headline(report: Report, model: str) -> str:
+    """The same for a run that only looks."""
+    return f"{_rewrites(report, 'possible in')} {model}{_remarks(report)}"
+
+
+def verify_headline(verdict: Verdict, reference: str, candidate: str) -> str:
+    """The outcome, and how small a difference could not have hidden."""
+    cases = f"{counted(len(verdict.cases), 'case')}, seed {verdict.seed}"
+    relation = {
+        Outcome.EQUIVALENT: "computes the same function as",
+        Outcome.APPROXIMATE: "stays within its budget of",
+        Outcome.DIFFERENT: "does not compute the function of",
+    }.get(verdict.outcome, "could not be compared with")
+    return f"{verdict.outcome.value}: {candidate} {relation} {reference} ({cases})"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 site``, ``2 sites``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def kept_rewrites(record: PassRecord) -> int:
+    """Sites that a pass changed for good."""
+    return len(record.applied) if record.outcome == "kept" else 0
+
+
+def mostly_refused(record: PassRecord) -> str:
+    """The most frequent refusal of a pass with its count, or an empty string."""
+    return next((f"{code} {count}" for code, count in record.refusal_counts.items()), "")
+
+
+def grown_passes(report: Report) -> list[tuple[str, int]]:
+    """Passes after which more bytes are stored, as by copies of tied weights."""
+    return [(p.name, p.added_bytes) for p in report.passes if p.added_bytes > 0]
+
+
+def changed_operators(report: Report) -> list[tuple[str, int, int]]:
+    """Operators whose number of calls changed: name, before, after."""
+    names = sorted({*report.census_before, *report.census_after})
+    rows = [(n, report.census_before.get(n, 0), report.census_after.get(n, 0)) for n in names]
+    return [row for row in rows if row[1] != row[2]]
+
+
+def _judged(report: Report) -> list[PassRecord]:
+    """Passes whose rewrites count. One that only respells operators for the others is told apart."""
+    return [p for p in report.passes if p.name.split(":")[0] != CANONICALIZE]
+
+
+def _rewrites(report: Report, verb: str) -> str:
+    count = sum(kept_rewrites(p) for p in _judged(report))
+    return f"{counted(count, 'rewrite')} {verb}"
+
+
+def _remarks(report: Report) -> str:
+    judged = _judged(report)
+    remarks = [f"{p.name} reverted ({len(p.applied)})" for p in report.passes if p.outcome == "reverted"]
+    if not any(kept_rewrites(p) for p in judged):
+        remarks.append(_most_frequent_refusal(judged))
+    respelled = sum(kept_rewrites(p) for p in report.passes if p not in judged)
+    if respelled:
+        remarks.append(f"{counted(respelled, 'operator')} respelled")
+    return "".join(f"; {remark}" for remark in remarks)
+
+
+def _most_frequent_refusal(records: list[PassRecord]) -> str:
+    if not records:
+        return f"no pass beside {CANONICALIZE} ran"
+    sites = sum(p.anchors for p in records)
+    if not sites:
+        return "no pass found a site"
+    codes = Counter(r.code for p in records for r in p.refused)
+    if not codes:
+        return "none was refused"
+    code, count = codes.most_common(1)[0]
+    return f"most frequent refusal: {code} ({count} of {counted(sites, 'site')})"
