@@ -7,13 +7,11 @@ from flowopt.program.to_exported import to_exported
 
 
 def exporter_input(program: Program) -> ExportedProgram:
-    """The program as an ``ExportedProgram`` whose inputs keep their names when it is traced again, without examples."""
+    """The program as an ``ExportedProgram`` without example inputs.
+
+    Examples would be stored in a ``.pt2``: they are somebody's data. They also switch on guards, which artifacts
+    check themselves, with better words.
+    """
     exported = to_exported(program)
-    signature = exported.module_call_graph[0].signature
-    assert signature is not None, "to_exported writes the signature of the top module"
-    # Without argument names a second trace calls the inputs arg_0, ... and then fails its own consistency check.
-    signature.forward_arg_names = [i.name for i in program.inputs]
-    # Examples would be stored in a .pt2: they are somebody's data. They also switch guards on, which artifacts check
-    # themselves, with better words.
     exported.example_inputs = None
     return exported

@@ -175,21 +175,28 @@ class Staging:
 
     def _tidy(self) -> None:
         """Finish what a commit began, and remove everything that the committed artifact does not need."""
-        found = committed(self.folder)
-        used: frozenset[str] = frozenset()
-        if found is not None:
-            pending = self.folder / pending_report_name(found.sha256)
-            if pending.exists():
-                os.replace(pending, self.folder / REPORT_FILE)
-            if found.report is not None:
-                for other in MODEL_FILES:
-                    if other != found.model.name:
-                        (self.folder / other).unlink(missing_ok=True)
-            used = referenced_weights(found.model)
+        names = os.listdir(self.folder)
+        models = [name for name in MODEL_FILES if name in names]
+        if len(models) > 1 or any(_PENDING_REPORT.fullmatch(name) for name in names):
+            models = self._settled(models)
+        used = frozenset[str]().union(*(referenced_weights(self.folder / name) for name in models))
         for name in os.listdir(self.folder):
             orphan = WEIGHTS_NAME.fullmatch(name) and name not in used
             if orphan or _TEMPORARY.fullmatch(name) or _PENDING_REPORT.fullmatch(name):
                 (self.folder / name).unlink(missing_ok=True)
+
+    def _settled(self, models: list[str]) -> list[str]:
+        """Give the committed model its report and remove a model that it replaced; the models that are left."""
+        found = committed(self.folder)
+        if found is None or found.report is None:
+            return models
+        pending = self.folder / pending_report_name(found.sha256)
+        if pending.exists():
+            os.replace(pending, self.folder / REPORT_FILE)
+        for name in models:
+            if name != found.model.name:
+                (self.folder / name).unlink()
+        return [found.model.name]
 
     def _finish(self) -> None:
         try:

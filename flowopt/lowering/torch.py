@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from flowopt.ir.quiet import quiet
 from flowopt.lowering.exported import exporter_input
 from flowopt.lowering.staging import Staging
 from flowopt.program.program import Program
 from flowopt.runtime.interface import interface_of
 from flowopt.runtime.layout import INTERFACE_FILE, STATE_PREFIX
-from flowopt.runtime.quiet import quiet
 
 
 @dataclass(frozen=True, slots=True)

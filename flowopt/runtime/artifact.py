@@ -10,16 +10,9 @@ from torch import Tensor
 from flowopt.errors import MalformedModel, ModelNotFound, Untrusted, UserError
 from flowopt.runtime.contents import require_intact_weights
 from flowopt.runtime.interface import Interface, TensorSpec, parsed_interface
-from flowopt.runtime.layout import INTERFACE_KEY, MODEL_FILES, Committed, committed
-from flowopt.runtime.onnx_session import (
-    CPU_PROVIDER,
-    CUDA_PROVIDER,
-    LEVELS,
-    Level,
-    OnnxRunner,
-    cuda_available,
-    open_session,
-)
+from flowopt.runtime.layout import INTERFACE_KEY, MODEL_FILES, Committed, committed, file_sha256
+from flowopt.runtime.onnx_session import LEVELS, Level, OnnxRunner, open_session
+from flowopt.runtime.providers import CPU_PROVIDER, CUDA_PROVIDER, cuda_available
 from flowopt.runtime.torch_module import TorchRunner, open_exported
 
 Trust = Literal["data", "weights", "code"]
@@ -51,6 +44,7 @@ class Artifact:
         self.model_path = found.model
         self.report: dict[str, object] = dict(found.report or {})
         self.target = str(self.report.get("target", "torch" if found.model.suffix == ".pt2" else "cpu"))
+        self._sha256 = found.sha256
         self._provider = provider
         self._runner: Runner | None = None
         self._interface: Interface | None = None
@@ -103,7 +97,7 @@ class Artifact:
         """Name, dtype and shape of every output."""
         return self._its_interface().outputs
 
-    def run(self, *args: object, **kwargs: object) -> Tensor | dict[str, Tensor]:
+    def run(self, /, *args: object, **kwargs: object) -> Tensor | dict[str, Tensor]:
         """Run the model: inputs by position (state excluded) or by name.
 
         Returns:
@@ -146,6 +140,8 @@ class Artifact:
     def _opened(self) -> Runner:
         if self.model_path.suffix == ".pt2":
             return open_exported(self.model_path)
+        if not self.model_path.is_file() or file_sha256(self.model_path) != self._sha256:
+            raise MalformedModel(f"{self.model_path} was replaced since it was opened", hint="open it again")
         return open_session(self.model_path, level=self._level(), providers=self._providers())
 
     def _level(self) -> Level:

@@ -58,11 +58,11 @@ def _require_file(file: Path, length: int, check_hash: bool | None) -> None:
 
 def _external_tensors(model: Path) -> Iterator[Any]:
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         proto = onnx.load(str(model), load_external_data=False)
-    except DecodeError as error:
+    except Exception as error:
+        # The protobuf package's own type, which has another name in each of its implementations.
         raise MalformedModel(f"{model.name} is no ONNX model", why=str(error)) from error
     if not proto.graph.node:
         raise MalformedModel(f"{model.name} holds no graph")

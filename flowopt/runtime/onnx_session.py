@@ -1,9 +1,6 @@
 """Run an ONNX file in ONNX Runtime: torch tensors in, torch tensors out."""
 
-import ctypes
-import importlib.metadata
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
@@ -13,11 +10,12 @@ from torch import Tensor
 
 from flowopt.errors import MalformedModel, MissingDependency, ModelNotFound, UserError
 from flowopt.runtime.layout import OUTPUT_NAMES_KEY
+from flowopt.runtime.providers import CPU_PROVIDER, CUDA_PROVIDER, cuda_available, onnxruntime_for
+
+__all__ = ["CPU_PROVIDER", "CUDA_PROVIDER", "LEVELS", "Level", "OnnxRunner", "cuda_available", "open_session"]
 
 Level = Literal["disabled", "basic", "extended", "all"]
 LEVELS: tuple[Level, ...] = ("disabled", "basic", "extended", "all")
-CPU_PROVIDER = "CPUExecutionProvider"
-CUDA_PROVIDER = "CUDAExecutionProvider"
 # ONNX Runtime has these dtypes, NumPy has not; they cross as OrtValues.
 _ONNX_TYPE = {
     torch.bfloat16: 16,
@@ -27,7 +25,6 @@ _ONNX_TYPE = {
     torch.float8_e5m2fnuz: 20,
 }
 _BEYOND_NUMPY = ("tensor(bfloat16)", "tensor(float8")
-_INSTALL = {CPU_PROVIDER: 'pip install "flowopt[cpu]"', CUDA_PROVIDER: 'pip install "flowopt[cuda]"'}
 
 
 @final
@@ -103,7 +100,7 @@ def open_session(
         raise UserError(f"optimisation level {level!r}; use one of {', '.join(LEVELS)}")
     if not Path(path).is_file():
         raise ModelNotFound(f"no file {path}")
-    ort = _onnxruntime(providers[0])
+    ort = onnxruntime_for(providers[0])
     options = ort.SessionOptions()
     options.graph_optimization_level = {
         "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -127,59 +124,6 @@ def open_session(
     return OnnxRunner(session)
 
 
-def cuda_available() -> bool:
-    """True when ONNX Runtime is built for CUDA and a CUDA device answers. A CPU build of torch does not hide one."""
-    try:
-        import onnxruntime
-    except ImportError:
-        return False
-    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
-        return False
-    return torch.cuda.is_available() or _driver_sees_device()
-
-
-def _driver_sees_device() -> bool:
-    count = ctypes.c_int(0)
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-    except (OSError, AttributeError):
-        return False
-
-
-def _onnxruntime(provider: str) -> Any:
-    both = _installed("onnxruntime") and _installed("onnxruntime-gpu")
-    other = "onnxruntime" if provider == CUDA_PROVIDER else "onnxruntime-gpu"
-    # Uninstalling one removes files of the other, hence both and back.
-    repair = f"pip uninstall -y onnxruntime onnxruntime-gpu && {_INSTALL.get(provider, _INSTALL[CPU_PROVIDER])}"
-    conflict = f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other; remove {other}"
-    try:
-        import onnxruntime
-    except ImportError as error:
-        if both:
-            raise MissingDependency("onnxruntime does not import", why=conflict, hint=repair) from error
-        install = _INSTALL.get(provider, _INSTALL[CPU_PROVIDER])
-        raise MissingDependency("running an ONNX model needs onnxruntime", hint=install) from error
-    available = onnxruntime.get_available_providers()
-    if provider not in available:
-        raise MissingDependency(
-            f"this onnxruntime has no {provider}, only {', '.join(available)}",
-            why=conflict if both else "",
-            hint=repair if both or provider == CUDA_PROVIDER else "pass provider='cpu'",
-        )
-    if both:
-        warnings.warn(f"{conflict}: {repair}", RuntimeWarning, stacklevel=3)
-    onnxruntime.disable_telemetry_events()
-    return onnxruntime
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        return bool(importlib.metadata.version(distribution))
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
 def _refusal(path: Path, error: Exception) -> Exception:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if type(error).__name__ == "NotImplemented":
@@ -199,7 +143,7 @@ def _ort_value(tensor: Tensor) -> Any:
 
 def _tensor(value: Any) -> Tensor:
     if value.data_type() == "tensor(bfloat16)":
-        return torch.from_dlpack(value)
+        return torch.utils.dlpack.from_dlpack(value)
     try:
         return torch.as_tensor(value.numpy())
     except RuntimeError as error:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from flowopt.errors import MalformedModel, ModelNotFound
+from flowopt.ir.quiet import quiet
 from flowopt.runtime.interface import Interface, parsed_interface
 from flowopt.runtime.layout import INTERFACE_FILE, STATE_PREFIX
-from flowopt.runtime.quiet import quiet
 
 
 @final

@@ -27,6 +27,9 @@ class Nested(nn.Module):
 class Counter(nn.Module):
     """State: a large buffer (external default) and a small one (inline default)."""
 
+    total: Tensor
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("total", torch.zeros(300))
@@ -44,8 +47,8 @@ class Tied(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(50, 16)
-        self.head = nn.Linear(16, 50, bias=False)
+        self.embedding = nn.Embedding(100, 16)
+        self.head = nn.Linear(16, 100, bias=False)
         self.head.weight = self.embedding.weight
 
     def forward(self, ids: Tensor) -> Tensor:

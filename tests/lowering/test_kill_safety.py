@@ -1,5 +1,7 @@
 """Die, or fail, at every operation on the disk: the artifact is always the old one or the new one, whole."""
 
+import functools
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from torch import Tensor
 from flowopt.lowering.staging import Staging
 from flowopt.runtime.artifact import Artifact
 from tests.lowering import models
-from tests.lowering.build import Built, built, report_of
+from tests.lowering.build import Built, build_torch, built, report_of
 
 OPERATIONS = ("open", "replace", "fsync", "unlink")
 LAST = 200
@@ -33,6 +35,14 @@ def publish(new: Built, folder: Path) -> None:
         staging.commit(model, "model.onnx", report_of(new.program, level="basic"))
 
 
+def publish_torch(archive: Path, folder: Path) -> None:
+    """The same with a torch archive: the artifact's target changes."""
+    with Staging(folder) as staging:
+        model = staging.temporary(".pt2")
+        model.write_bytes(archive.read_bytes())
+        staging.commit(model, "model.pt2", json.dumps({"target": "torch"}))
+
+
 def counted(patch: Callable[[str, object], None], at: int, then: Callable[[], None]) -> None:
     """Let the ``at``-th operation of this process do ``then`` instead."""
     count = iter(range(LAST))
@@ -51,13 +61,13 @@ def counted(patch: Callable[[str, object], None], at: int, then: Callable[[], No
         patch(name, wrapped(name))
 
 
-def killed(new: Built, folder: Path, at: int) -> bool:
+def killed(publish: Callable[[], None], at: int) -> bool:
     """Publish in a forked process that dies at an operation. True when it died."""
     child = os.fork()
     if child == 0:
         counted(lambda name, value: setattr(os, name, value), at, lambda: os._exit(9))
         try:
-            publish(new, folder)
+            publish()
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
@@ -100,7 +110,7 @@ def test_killed_at_every_operation(tmp_path: Path, old: Built, new: Built) -> No
     for at in range(LAST):
         folder = tmp_path / str(at)
         shutil.copytree(old.folder, folder)
-        if not killed(new, folder, at):
+        if not killed(functools.partial(publish, new, folder), at):
             break
         seen.append(which(folder, old, new))
         publish(new, folder)
@@ -110,7 +120,7 @@ def test_killed_at_every_operation(tmp_path: Path, old: Built, new: Built) -> No
     assert seen == sorted(seen, reverse=True)
 
 
-@pytest.mark.parametrize("failure", [Died, OSError(28, "No space left on device")])
+@pytest.mark.parametrize("failure", [Died(), OSError(28, "No space left on device")])
 def test_failing_at_every_operation(
     tmp_path: Path, old: Built, new: Built, failure: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,10 +133,10 @@ def test_failing_at_every_operation(
         shutil.copytree(old.folder, folder)
         try:
             with monkeypatch.context() as context:
-                counted(lambda name, value: context.setattr(os, name, value), at, fail)  # noqa: B023 - used at once
+                counted(lambda name, value: context.setattr(os, name, value), at, fail)
                 publish(new, folder)
         except BaseException as error:
-            if error is not failure and type(error) is not failure and error.__cause__ is not failure:
+            if error is not failure and error.__cause__ is not failure:
                 raise
         else:
             break
@@ -139,9 +149,31 @@ def test_failing_at_every_operation(
 def test_killed_on_the_first_build_leaves_no_artifact_or_a_whole_one(tmp_path: Path, new: Built) -> None:
     for at in range(0, LAST, 3):
         folder = tmp_path / str(at)
-        if not killed(new, folder, at):
+        if not killed(functools.partial(publish, new, folder), at):
             break
         if (folder / "model.onnx").exists():
             require_runs(Artifact.open(folder), new)
         publish(new, folder)
         assert {f.name for f in folder.iterdir()} == {"model.onnx", "report.json", *new.lowered.weights}
+
+
+def test_killed_while_the_target_changes(tmp_path: Path, old: Built) -> None:
+    build_torch(old.program, tmp_path / "torch")
+    archive = tmp_path / "torch" / "model.pt2"
+    seen = []
+    for at in range(LAST):
+        folder = tmp_path / str(at)
+        shutil.copytree(old.folder, folder)
+        if not killed(functools.partial(publish_torch, archive, folder), at):
+            break
+        artifact = Artifact.open(folder, trust="code")
+        assert (
+            artifact.report["target"]
+            == artifact.target
+            == {".onnx": "cpu", ".pt2": "torch"}[artifact.model_path.suffix]
+        )
+        require_runs(artifact, old)
+        seen.append(artifact.target)
+        publish_torch(archive, folder)
+        assert {f.name for f in folder.iterdir()} == {"model.pt2", "report.json"}
+    assert set(seen) == {"cpu", "torch"} and seen == sorted(seen)

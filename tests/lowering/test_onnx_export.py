@@ -87,9 +87,28 @@ def test_state_has_its_stored_default_and_can_be_given() -> None:
 
 def test_tied_weights_are_stored_once() -> None:
     one = built(models.tied)
-    assert (one.folder / one.lowered.weights[0]).stat().st_size == 50 * 16 * 4
+    assert (one.folder / one.lowered.weights[0]).stat().st_size == 100 * 16 * 4
     ids = torch.randint(0, 50, (3, 4))
     require_equal(one.artifact.run(ids), one.program.run(ids))
+
+
+def test_one_storage_under_two_names_is_stored_once(tmp_path: Path) -> None:
+    program = built(models.tied).program.copy()
+    program.tensors["head.weight"] = program.tensors["embedding.weight"]
+    head = next(n for n in program.graph.nodes if n.target is torch.ops.aten.linear.default)
+    first = head.args[1]
+    with program.graph.inserting_before(head):
+        second = program.graph.create_node("get_attr", "head.weight")
+        # Not transposed before it is stored, hence the very same bytes.
+        straight = program.graph.call_function(torch.ops.aten.relu.default, (second,))
+    second.meta, straight.meta = dict(first.meta), dict(first.meta)
+    head.replace_input_with(first, straight)
+    artifact, lowered = build(program, tmp_path / "a")
+    names = {t.name for t in graph_of(tmp_path / "a").initializer}
+    assert {"embedding.weight", "head.weight"} <= names
+    assert (tmp_path / "a" / lowered.weights[0]).stat().st_size == 100 * 16 * 4
+    ids = torch.randint(0, 50, (3, 4))
+    require_equal(artifact.run(ids), program.run(ids))
 
 
 def test_weights_of_products_are_stored_transposed() -> None:
@@ -115,6 +134,22 @@ def test_nodes_name_the_node_they_came_from() -> None:
     assert {key for entry in found for key in entry} == {"flowopt.node"}
     named = {entry["flowopt.node"] for entry in found if entry}
     assert named <= known and "scaled_dot_product_attention" in named
+
+
+def test_nodes_that_a_pass_made_keep_their_names(tmp_path: Path) -> None:
+    program = built(models.attention).program.copy()
+    node = next(n for n in program.graph.nodes if n.target is torch.ops.aten.linear.default)
+    with program.graph.inserting_before(node):
+        merged = program.graph.create_node("call_function", node.target, node.args, name="merged_by_a_pass")
+    merged.meta = dict(node.meta)
+    node.replace_all_uses_with(merged)
+    program.graph.erase_node(node)
+    build(program, tmp_path / "a")
+    graph = graph_of(tmp_path / "a")
+    assert [n.op_type for n in graph.node if any(p.value == "merged_by_a_pass" for p in n.metadata_props)] == [
+        "MatMul",
+        "Add",
+    ]
 
 
 @pytest.mark.parametrize("make", [models.nested, models.counter, models.attention, models.convolutions])
@@ -168,6 +203,8 @@ def test_an_output_may_have_an_inputs_name(tmp_path: Path) -> None:
 
 
 class Constant(nn.Module):
+    steps: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("steps", torch.arange(7))

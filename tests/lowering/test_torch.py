@@ -11,7 +11,7 @@ from torch import Tensor
 from flowopt.errors import Untrusted, UserError
 from flowopt.lowering.staging import Staging
 from flowopt.lowering.torch import lower_to_torch
-from flowopt.runtime.artifact import Artifact
+from flowopt.runtime.artifact import Artifact, Trust
 from flowopt.runtime.torch_module import open_exported
 from tests.lowering import models
 from tests.lowering.build import build_torch, built
@@ -72,9 +72,10 @@ def test_the_staged_file_runs_before_the_commit(tmp_path: Path) -> None:
 
 def test_it_is_opened_only_when_code_is_trusted(tmp_path: Path) -> None:
     build_torch(built(models.attention).program, tmp_path / "a")
-    for trust in ("data", "weights"):
+    refused: tuple[Trust, ...] = ("data", "weights")
+    for trust in refused:
         with pytest.raises(Untrusted, match="--trust code"):
-            Artifact.open(tmp_path / "a", trust=trust)  # type: ignore[arg-type]  # both are Trust
+            Artifact.open(tmp_path / "a", trust=trust)
 
 
 def test_without_a_report_it_still_knows_its_interface(tmp_path: Path) -> None:

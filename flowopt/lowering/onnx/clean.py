@@ -30,7 +30,7 @@ def clean(model: Any) -> None:
         common.DeduplicateInitializersPass(size_limit=MAX_FOLDED_INPUT),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]  # onnx_ir left it unannotated
         common.RemoveUnusedOpsetsPass(),
     ):
         step(model)

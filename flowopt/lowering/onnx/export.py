@@ -17,16 +17,16 @@ from torch import fx
 
 from flowopt.errors import UserError
 from flowopt.ir.metadata import source_line
+from flowopt.ir.quiet import quiet
 from flowopt.lowering.exported import exporter_input
 from flowopt.lowering.onnx.clean import clean
 from flowopt.lowering.onnx.metadata import replace_metadata
 from flowopt.lowering.onnx.names import name_interface, separate_outputs
 from flowopt.lowering.onnx.weights import move_weights
 from flowopt.lowering.staging import Staging
-from flowopt.program.program import Program
+from flowopt.program.program import Input, Output, Program
 from flowopt.runtime.interface import interface_of
 from flowopt.runtime.layout import INTERFACE_KEY, OUTPUT_NAMES_KEY, VERSION_KEY, WEIGHTS_KEY
-from flowopt.runtime.quiet import quiet
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,8 @@ def lower_to_onnx(program: Program, staging: Staging, *, opset: int = 23) -> Low
 
 
 def _require_real(program: Program) -> None:
-    for one in (*program.inputs, *program.outputs):
+    interface: tuple[Input | Output, ...] = (*program.inputs, *program.outputs)
+    for one in interface:
         if one.dtype.is_complex:
             raise UserError(
                 f"{one.name!r} is {one.dtype}, and ONNX runtimes take no complex tensors",

@@ -9,13 +9,12 @@ NODE_KEY = "flowopt.node"
 
 def replace_metadata(model: Any) -> None:
     """Clear all metadata and doc strings; each node that came from a graph node names it under ``flowopt.node``."""
-    graph = model.graph
-    graph.metadata_props.clear()
-    graph.doc_string = None
     model.doc_string = None
-    for value in (*graph.inputs, *graph.initializers.values()):
-        _clear(value)
-    for node in graph.all_nodes():
+    for graph in model.graphs():
+        _clear(graph)
+        for value in (*graph.inputs, *graph.initializers.values()):
+            _clear(value)
+    for node in model.graph.all_nodes():
         _clear(node)
         for value in node.outputs:
             _clear(value)

@@ -94,9 +94,9 @@ def _renamed(dim: Any, symbols: Mapping[str, str]) -> int | str | None:
 
 
 def _values(model: Any) -> Iterator[Any]:
-    graph = model.graph
-    # A state input is an initializer too, but only later.
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for node in graph.all_nodes():
+    """Every value of the main graph and of graphs inside nodes, once, in a fixed order."""
+    for graph in model.graphs():
+        yield from graph.inputs
+        yield from graph.initializers.values()
+    for node in model.graph.all_nodes():
         yield from node.outputs

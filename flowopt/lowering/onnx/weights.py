@@ -108,4 +108,4 @@ def _tensor_chunks(tensor: Any) -> Iterator[bytes | memoryview]:
 
 
 def _memory(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.flatten().view(torch.uint8).numpy())
+    return tensor.flatten().view(torch.uint8).numpy().data
