@@ -1,6 +1,6 @@
 """Optimize a model of your own, read what was done and why not, and run the artifact.
 
-    python examples/optimize_a_model.py
+python examples/optimize_a_model.py
 """
 
 import tempfile

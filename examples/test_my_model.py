@@ -1,6 +1,6 @@
 """Verify in a pytest test: a rewrite, and that an optimized model is still the model.
 
-    python -m pytest examples/test_my_model.py
+python -m pytest examples/test_my_model.py
 """
 
 import sys

@@ -1,0 +1,62 @@
+"""Every example runs as its docstring says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def run(*command: str, folder: Path) -> str:
+    # The examples must not depend on the tests' own import path.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_optimize_a_model(tmp_path: Path) -> None:
+    output = run(str(EXAMPLES / "optimize_a_model.py"), folder=tmp_path)
+    assert output.startswith("verified: model.onnx, report.json, weights.")
+    assert "fold-norm-affine: applied at 1 of 1 sites" in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_write_a_pass(tmp_path: Path) -> None:
+    output = run(str(EXAMPLES / "write_a_pass.py"), folder=tmp_path)
+    assert "recognize-silu: kept, applied at 1 of 2 sites" in output
+    assert "no-sigmoid" in output
+
+
+def test_the_example_of_a_test_passes(tmp_path: Path) -> None:
+    output = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLES / "test_my_model.py"), folder=tmp_path)
+    assert "4 passed" in output
+
+
+@pytest.mark.slow
+def test_digits_vit_trains_and_saves(tmp_path: Path) -> None:
+    output = run(str(EXAMPLES / "digits_vit.py"), folder=tmp_path)
+    accuracy = float(output.split("held-out images: ")[1].split(",")[0])
+    assert accuracy >= 0.95
+    assert (tmp_path / "digits_vit.pt2").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_prints_both_models(tmp_path: Path) -> None:
+    output = run(str(EXAMPLES / "demo.py"), folder=tmp_path)
+    assert output.count("verified: ") == 2
+    assert "most frequent refusal: post-norm" in output
+    assert output.count("times as fast") == 2
+
+
+def test_every_example_is_run_here() -> None:
+    text = Path(__file__).read_text()
+    # minilm.py is a factory: the demo and the zoo run it.
+    missing = [p.name for p in EXAMPLES.glob("*.py") if p.name != "minilm.py" and f'"{p.name}"' not in text]
+    assert not missing
