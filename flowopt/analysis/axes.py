@@ -22,8 +22,10 @@ _SAME_PLACE = {
     _aten.lift_fresh_copy.default,
     _aten._to_copy.default,
     _aten.to.dtype,
+    _aten.type_as.default,
 }
 _RESHAPES = {_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default}
+_SQUEEZES = {_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims}
 _SPLITS = {_aten.split.Tensor, _aten.split_with_sizes.default, _aten.chunk.default, _aten.unbind.int}
 
 
@@ -61,18 +63,16 @@ def follow(node: fx.Node, source: fx.Node, at: FeatureAxis) -> FeatureAxis | Non
         return None if target is _aten.unbind.int and _axis(node, source, 1) == at.axis else at
     if target is operator.getitem:
         return _through_getitem(node, source, at)
-    if target is _aten.transpose.int:
-        first, second = _axis(node, source, 1), _axis(node, source, 2)
-        moved = {first: second, second: first}.get(at.axis, at.axis)
-        return FeatureAxis(moved, at.start, at.stop)
-    if target is _aten.permute.default:
-        order = [_positive(d, _rank(source)) for d in _sequence(args[1])]
+    order = axis_order(node)
+    if order is not None:
         return FeatureAxis(order.index(at.axis), at.start, at.stop)
     if target is _aten.unsqueeze.default:
         at_axis = _positive(_int(args[1]), _rank(source) + 1)
         return FeatureAxis(at.axis + (at_axis <= at.axis), at.start, at.stop)
-    if target in (_aten.squeeze.dim, _aten.select.int):
-        return _through_removal(_axis(node, source, 1), at, node, source)
+    if target is _aten.select.int:
+        return _without([_axis(node, source, 1)], at)
+    if target in _SQUEEZES:
+        return _through_squeeze(node, source, at)
     if target is _aten.expand.default:
         moved_axis = at.axis + _rank(node) - _rank(source)
         kept = static_size(node, moved_axis) == static_size(source, at.axis)
@@ -80,6 +80,22 @@ def follow(node: fx.Node, source: fx.Node, at: FeatureAxis) -> FeatureAxis | Non
     if target is _aten.slice.Tensor:
         return _through_slice(node, source, at)
     return None
+
+
+def axis_order(node: fx.Node) -> tuple[int, ...] | None:
+    """For a transpose or a permutation, the axis of its input that each of its axes shows; None for all others."""
+    source = node.args[0] if node.args else None
+    rank = _rank(source) if isinstance(source, fx.Node) else -1
+    if node.target is _aten.permute.default:
+        return tuple(_positive(d, rank) for d in _sequence(node.args[1]))
+    if node.target is _aten.t.default:
+        return tuple(reversed(range(rank)))
+    if node.target is not _aten.transpose.int or not isinstance(source, fx.Node):
+        return None
+    order = list(range(rank))
+    first, second = _axis(node, source, 1), _axis(node, source, 2)
+    order[first], order[second] = order[second], order[first]
+    return tuple(order)
 
 
 def _keeps_floating(node: fx.Node, source: fx.Node) -> bool:
@@ -92,6 +108,9 @@ def _through_reshape(node: fx.Node, source: fx.Node, at: FeatureAxis) -> Feature
     before, after = recorded_tensor(source), recorded_tensor(node)
     if before is None or after is None:
         return None
+    # Free sizes behind the axis cannot be counted; but where everything up to it is as it was, they need not be.
+    if list(map(str, before.shape[: at.axis + 1])) == list(map(str, after.shape[: at.axis + 1])):
+        return at
     behind = before.shape[at.axis + 1 :]
     if not all(isinstance(s, int) for s in (*behind, before.shape[at.axis])):
         return None
@@ -117,7 +136,7 @@ def _through_getitem(node: fx.Node, split: fx.Node, at: FeatureAxis) -> FeatureA
     is_unbind = split.target is _aten.unbind.int
     axis = _positive(_int(_argument(split, 1 if is_unbind else 2, "dim", 0)), _rank(original))
     if is_unbind:
-        return _through_removal(axis, at, node, original)
+        return _without([axis], at)
     if axis != at.axis:
         return at
     parts = split.meta.get("val")
@@ -131,12 +150,17 @@ def _through_getitem(node: fx.Node, split: fx.Node, at: FeatureAxis) -> FeatureA
     return FeatureAxis(at.axis, start, start + sizes[index])
 
 
-def _through_removal(axis: int, at: FeatureAxis, node: fx.Node, source: fx.Node) -> FeatureAxis | None:
-    if _rank(node) == _rank(source):
-        return at  # squeeze of an axis that is not 1 does nothing
-    if axis == at.axis:
+def _through_squeeze(node: fx.Node, source: fx.Node, at: FeatureAxis) -> FeatureAxis | None:
+    """Squeeze removes the axes of size 1 among those it names, or among all; a free size is not 1."""
+    named = node.args[1] if len(node.args) > 1 else range(_rank(source))
+    axes = {_positive(a, _rank(source)) for a in ([named] if isinstance(named, int) else _sequence(named))}
+    return _without([a for a in axes if static_size(source, a) == 1], at)
+
+
+def _without(axes: Sequence[int], at: FeatureAxis) -> FeatureAxis | None:
+    if at.axis in axes:
         return None
-    return FeatureAxis(at.axis - (axis < at.axis), at.start, at.stop)
+    return FeatureAxis(at.axis - sum(a < at.axis for a in axes), at.start, at.stop)
 
 
 def _through_slice(node: fx.Node, source: fx.Node, at: FeatureAxis) -> FeatureAxis | None:
@@ -148,7 +172,8 @@ def _through_slice(node: fx.Node, source: fx.Node, at: FeatureAxis) -> FeatureAx
     start, step = _argument(node, 2, "start", None) or 0, _argument(node, 4, "step", 1)
     if size is None or step != 1 or not isinstance(start, int):
         return None
-    first = at.start + min(start + width if start < 0 else start, width)
+    # As in Python: a start before the first feature is the first feature.
+    first = at.start + min(max(start + width, 0) if start < 0 else start, width)
     return FeatureAxis(at.axis, first, first + size)
 
 
@@ -174,4 +199,4 @@ def _int(value: Any) -> int:
 
 
 def _sequence(value: Any) -> Sequence[int]:
-    return [int(v) for v in value] if isinstance(value, (list, tuple)) else []
+    return [int(v) for v in value] if isinstance(value, (list, tuple, range)) else []

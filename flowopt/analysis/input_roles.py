@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, fx
 
 from flowopt.ir.metadata import recorded_tensor
-from flowopt.program.program import Program
 
 _aten = torch.ops.aten
 _MOVES_INDICES = {
@@ -43,15 +42,13 @@ class Role:
     high: int = 2
 
 
-def input_role(program: Program, name: str) -> Role:
-    """Role of one input.
+def input_role(node: fx.Node, example: Tensor | None) -> Role:
+    """Role of one input, from its placeholder and an example where there is one.
 
     An index is recognised by the embedding table that it reads, a mask by an example of zeros and ones alone, an
     additive mask by an example of zeros and very negative numbers. Other integers keep to the example's range.
     """
-    node = program.node(name)
     value = recorded_tensor(node)
-    example = program.example.get(name)
     if value is not None and (value.is_floating_point() or value.is_complex()):
         return Role(Kind.ADDITIVE_MASK) if _looks_additive(example) else Role(Kind.FEATURES)
     rows = _embedding_rows(node)
@@ -62,7 +59,7 @@ def input_role(program: Program, name: str) -> Role:
     if example is None or example.numel() == 0:
         return Role(Kind.INTEGERS, 0, 1)
     low, high = int(example.min()), int(example.max())
-    return Role(Kind.MASK) if 0 <= low and high == 1 else Role(Kind.INTEGERS, low, high + 1)
+    return Role(Kind.MASK) if low >= 0 and high == 1 else Role(Kind.INTEGERS, low, high + 1)
 
 
 def _looks_additive(example: Tensor | None) -> bool:

@@ -6,12 +6,18 @@ import torch
 from torch import fx
 
 from flowopt.ir.constants import is_parameter_only
-from flowopt.ir.metadata import recorded_tensor
+from flowopt.ir.metadata import recorded_tensor, static_size
 
 _aten = torch.ops.aten
 _MULTIPLY = (_aten.mul.Tensor,)
 _ADD = (_aten.add.Tensor,)
-_CASTS = (_aten._to_copy.default, _aten.to.dtype, _aten.clone.default, _aten.alias.default)
+_CASTS = (
+    _aten._to_copy.default,
+    _aten.to.dtype,
+    _aten.type_as.default,
+    _aten.clone.default,
+    _aten.alias.default,
+)
 LIBRARY_NORMS = (_aten.layer_norm.default, _aten.rms_norm.default)
 
 
@@ -83,5 +89,6 @@ def _feature_vector(node: fx.Node, value: fx.Node) -> fx.Node | None:
     if vector is None or before is None or after is None or before.dim() == 0:
         return None
     same = before.dtype == after.dtype and before.dim() == after.dim()
-    along_last = vector.dim() >= 1 and vector.numel() == vector.shape[-1] == before.shape[-1]
+    # The last axis of the value must be known to have that size: comparing a free size would fix it.
+    along_last = vector.dim() >= 1 and vector.numel() == vector.shape[-1] == static_size(value, -1)
     return others[0] if same and along_last else None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from flowopt.errors import InternalError
-from flowopt.ir.float64 import raised_arguments
+from flowopt.ir.float64 import float64_by_default, raised_arguments
 
 Value = Any  # a node's value: a tensor, a number, or a tuple of them
 
@@ -34,7 +34,7 @@ def evaluate(
         inputs: placeholder name to tensor.
         raised: floating dtypes in operator arguments become float64 (complex64 becomes complex128).
         override: node name to the tensor that replaces the node's value (for injected inputs).
-        observe: called with every computed node and its value.
+        observe: called with every computed node and its value; stored tensors are not among them.
 
     Returns:
         The values of the output node, flat.
@@ -47,14 +47,17 @@ def evaluate(
     override = override or {}
 
     def lookup(node: fx.Node) -> Value:
-        return env[node]
+        # Stored tensors stand first in the graph, but are read where they are needed, and not kept.
+        return env[node] if node in env else read(str(node.target))
 
-    with torch.no_grad():
+    with torch.no_grad(), float64_by_default(raised):
         for node in graph.nodes:
             if node.op == "output":
                 return tuple(fx.map_arg(node.args[0], lookup))
+            if node.op == "get_attr" and node.name not in override:
+                continue
             try:
-                value = override[node.name] if node.name in override else _value(node, read, inputs, raised, lookup)
+                value = override[node.name] if node.name in override else _value(node, inputs, raised, lookup)
             except Exception as error:
                 error.add_note(f"while evaluating {node.format_node()}")
                 raise
@@ -62,13 +65,12 @@ def evaluate(
             if observe is not None:
                 observe(node, value)
             for dead in last_reads.get(node, ()):
-                del env[dead]
+                env.pop(dead, None)
     raise InternalError("the graph has no output node")
 
 
 def _value(
     node: fx.Node,
-    read: Callable[[str], Tensor],
     inputs: Mapping[str, Tensor],
     raised: bool,
     lookup: Callable[[fx.Node], Value],
@@ -77,11 +79,9 @@ def _value(
         if node.name not in inputs:
             raise InternalError(f"no value for input {node.name!r}; got {sorted(inputs)}")
         return inputs[node.name]
-    if node.op == "get_attr":
-        return read(str(node.target))
     args, kwargs = fx.map_arg(node.args, lookup), fx.map_arg(node.kwargs, lookup)
     if raised:
-        args, kwargs = raised_arguments(node, args, kwargs)
+        args, kwargs = raised_arguments(args, kwargs)
     if not callable(node.target):
         raise InternalError(f"{node.op} {node.target} is not functional ATen")
     return node.target(*args, **kwargs)

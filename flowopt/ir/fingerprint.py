@@ -14,7 +14,7 @@ def fingerprint(graph: fx.Graph, tensors: Mapping[str, Tensor]) -> str:
     """Hex digest over nodes, arguments, and the identity and version of every tensor."""
     digest = hashlib.sha256()
     for node in graph.nodes:
-        digest.update(f"{node.name}|{node.op}|{node.target}|{node.args}|{node.kwargs}\n".encode())
+        digest.update(f"{_line(node)}\n".encode())
     for name, tensor in tensors.items():
         version = 0 if tensor.is_inference() else tensor._version
         digest.update(f"{name}|{id(tensor)}|{tensor.data_ptr()}|{version}\n".encode())
@@ -25,7 +25,8 @@ def same_structure(left: fx.Graph, right: fx.Graph) -> bool:
     """True when two graphs have the same nodes with the same names, operators and readers."""
     if len(left.nodes) != len(right.nodes):
         return False
-    return all(
-        a.name == b.name and a.op == b.op and str(a.target) == str(b.target) and str(a.args) == str(b.args)
-        for a, b in zip(left.nodes, right.nodes, strict=True)
-    )
+    return all(_line(a) == _line(b) for a, b in zip(left.nodes, right.nodes, strict=True))
+
+
+def _line(node: fx.Node) -> str:
+    return f"{node.name}|{node.op}|{node.target}|{node.args}|{node.kwargs}"

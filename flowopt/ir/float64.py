@@ -4,10 +4,12 @@
 Raising happens per operator call, on the functional graph, where nothing can hide a dtype.
 """
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 RAISED_DTYPE = {
     torch.float16: torch.float64,
@@ -24,30 +26,25 @@ def raised_tensor(tensor: Tensor) -> Tensor:
     return tensor if wanted is None else tensor.to(wanted)
 
 
-def raised_arguments(
-    node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Operator arguments with every floating dtype raised.
+def raised_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Operator arguments with every floating dtype raised."""
+    return tuple(_raised_dtype(a) for a in args), {name: _raised_dtype(value) for name, value in kwargs.items()}
 
-    A factory (``arange``, ``full``) without a dtype follows torch's default dtype, which is not part of
-    the graph; when its recorded value is floating, float64 is asked for explicitly.
+
+@contextlib.contextmanager
+def float64_by_default(active: bool) -> Iterator[None]:
+    """Within it, operators that follow torch's default dtype give float64, when ``active``.
+
+    Factories without a dtype do (``arange``, ``full``), and integers that meet numbers or a division:
+    ``mask.sum(1) / 7`` is float32 though no argument says so.
     """
-    args = tuple(_raised_dtype(a) for a in args)
-    kwargs = {name: _raised_dtype(value) for name, value in kwargs.items()}
-    if _is_floating_factory(node) and kwargs.get("dtype") is None:
-        kwargs["dtype"] = torch.float64
-    return args, kwargs
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if active else previous)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(previous)
 
 
 def _raised_dtype(value: Any) -> Any:
     return RAISED_DTYPE.get(value, value) if isinstance(value, torch.dtype) else value
-
-
-def _is_floating_factory(node: fx.Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    arguments = node.target._schema.arguments
-    takes_tensor = any("Tensor" in str(a.type) for a in arguments)
-    takes_dtype = any(a.name == "dtype" for a in arguments)
-    recorded = node.meta.get("val")
-    return takes_dtype and not takes_tensor and isinstance(recorded, Tensor) and recorded.is_floating_point()

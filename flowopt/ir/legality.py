@@ -13,18 +13,22 @@ def violations(graph: fx.Graph, tensors: Mapping[str, Tensor]) -> Iterator[str]:
 
     Rules: torch.fx's own lint; only placeholders, ``get_attr`` of known tensors, functional operators and
     one output; no operator that writes into its arguments; every tensor a node yields has recorded
-    metadata, and that of a stored tensor agrees with it; no node without a reader.
+    metadata, and that of a stored tensor agrees with it; no node without a reader; a flat tuple of nodes returned.
     """
     try:
         graph.lint()
     except RuntimeError as error:
-        yield f"torch.fx lint: {error}"
+        # The rest of the message is the whole graph.
+        yield f"torch.fx lint: {str(error).splitlines()[0]}"
     for node in graph.nodes:
         if node.op == "get_attr":
             yield from _stored_tensor(node, tensors)
         elif node.op == "call_function":
             yield from _operator(node)
-        elif node.op not in ("placeholder", "output"):
+        elif node.op == "output":
+            if not isinstance(node.args[0], tuple) or not all(isinstance(a, fx.Node) for a in node.args[0]):
+                yield f"{node.name}: returns {node.args[0]}, not a flat tuple of nodes"
+        elif node.op != "placeholder":
             yield f"{node.name}: node kind {node.op} is not functional ATen"
         if node.op in ("get_attr", "call_function") and not node.users:
             yield f"{node.name}: nobody reads it"
@@ -38,8 +42,11 @@ def _stored_tensor(node: fx.Node, tensors: Mapping[str, Tensor]) -> Iterator[str
     recorded = recorded_tensor(node)
     if recorded is None:
         yield f"{node.name}: no recorded metadata"
-    elif tuple(recorded.shape) != tuple(tensors[name].shape):
-        yield f"{node.name}: recorded shape {tuple(recorded.shape)}, stored {tuple(tensors[name].shape)}"
+    elif (recorded.dtype, recorded.shape) != (tensors[name].dtype, tensors[name].shape):
+        yield (
+            f"{node.name}: recorded {recorded.dtype} {list(recorded.shape)}, "
+            f"stored {tensors[name].dtype} {list(tensors[name].shape)}"
+        )
 
 
 def _operator(node: fx.Node) -> Iterator[str]:

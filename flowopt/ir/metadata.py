@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, fx
 
 _FRAME = re.compile(r'File "(?P<path>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>[^\n]*)')
-_LIBRARY_FOLDERS = ("torch/",)
+# Library code, and code that torch generates while it traces (<eval_with_key>.12).
+_NOT_THE_USERS = ("torch/", "<")
 
 
 def relative_stack_trace(trace: str) -> str:
@@ -20,8 +21,9 @@ def relative_stack_trace(trace: str) -> str:
 
 def source_line(node: fx.Node) -> str:
     """``file:line: code`` of the innermost frame that is the user's own, or an empty string."""
-    frames = [m.groupdict() for m in _FRAME.finditer(node.meta.get("stack_trace") or "")]
-    own = [f for f in frames if not f["path"].startswith(_LIBRARY_FOLDERS)] or frames
+    trace = relative_stack_trace(node.meta.get("stack_trace") or "")
+    frames = [m.groupdict() for m in _FRAME.finditer(trace)]
+    own = [f for f in frames if not f["path"].startswith(_NOT_THE_USERS)] or frames
     if not own:
         return ""
     frame = own[-1]

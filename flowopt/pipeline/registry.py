@@ -79,9 +79,10 @@ def _entry(path: Path) -> PassEntry:
 
 def _exactness(node: ast.ClassDef) -> str:
     for statement in node.body:
-        if isinstance(statement, ast.AnnAssign) and getattr(statement.target, "id", "") == "exactness":
-            if isinstance(statement.value, ast.Attribute):
-                return statement.value.attr.lower().replace("_", "-")
+        if not isinstance(statement, ast.AnnAssign) or getattr(statement.target, "id", "") != "exactness":
+            continue
+        if isinstance(statement.value, ast.Attribute):
+            return statement.value.attr.lower().replace("_", "-")
     raise InternalError(f"{node.name} does not say its exactness")
 
 

@@ -14,6 +14,7 @@ from flowopt.report.passes import PassRecord
 from flowopt.report.verdict import Verdict
 from flowopt.rewrite.base import RewritePass
 from flowopt.rewrite.driver import Application, apply
+from flowopt.rewrite.unclaimed import unclaimed_changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ def run_passes(
     """Apply ``passes`` to a copy of ``program``. A pass that an instrument vetoes is undone, the others stay.
 
     After every pass: the graph is legal; a pass that reports no rewrite changed nothing, one that reports some
-    changed something, and none wrote into a tensor.
+    changed something, and only what it claims; none wrote into a tensor or touched inputs and outputs.
 
     Args:
         program: never changed.
@@ -70,6 +71,7 @@ def _run_one(
     application = apply(rewrite_pass, after)
     name = rewrite_pass.text()
     _require_claims_hold(name, application, untouched != fingerprint(after.graph, after.tensors))
+    _require_claimed(name, before, after, application)
     written = [n for n, version in versions.items() if before.tensors[n]._version != version]
     if written:
         raise InternalError(f"{name} wrote into {written[0]!r}: tensors are immutable, store a new one")
@@ -97,7 +99,11 @@ def _run_one(
 def _judge(run: PassRun, instruments: Sequence[Instrument]) -> Verdict | None:
     last: Verdict | None = None
     for instrument in instruments:
-        verdict = instrument.judge(run)
+        try:
+            verdict = instrument.judge(run)
+        except Exception as error:
+            error.add_note(f"while {type(instrument).__name__} judged {run.rewrite_pass.text()}")
+            raise
         if verdict is not None:
             last = verdict
             if not verdict:
@@ -112,6 +118,13 @@ def _require_claims_hold(name: str, application: Application, changed: bool) -> 
         raise InternalError(f"{name} reports {len(application.steps)} rewrites but changed nothing")
 
 
+def _require_claimed(name: str, before: Program, after: Program, application: Application) -> None:
+    claims = [c for step in application.steps for c in (*step.claims, *step.sizes)]
+    changes = list(unclaimed_changes(before.graph, after.graph, claims))
+    if changes:
+        raise InternalError(f"{name} changed what it does not claim: " + "; ".join(changes[:3]))
+
+
 def _require_legal(program: Program, name: str) -> None:
     broken = list(violations(program.graph, program.tensors))
     if broken:
@@ -119,10 +132,17 @@ def _require_legal(program: Program, name: str) -> None:
 
 
 def _require_same_interface(before: Program, after: Program, name: str) -> None:
-    if before.inputs != after.inputs or before.outputs != after.outputs:
+    placeholders = [n.name for n in after.graph.nodes if n.op == "placeholder"]
+    if (before.inputs, before.outputs) != (after.inputs, after.outputs) or placeholders != [
+        i.name for i in after.inputs
+    ]:
         raise InternalError(f"{name} changed the inputs or outputs")
-    for output in before.outputs:
-        if before.shape(output.name) != after.shape(output.name):
-            raise InternalError(
-                f"{name} changed output {output.name!r} from {before.shape(output.name)} to {after.shape(output.name)}"
-            )
+    for output, old, new in zip(before.outputs, _returned(before), _returned(after), strict=True):
+        if old != new:
+            raise InternalError(f"{name} changed output {output.name!r} from {old} to {new}")
+
+
+def _returned(program: Program) -> list[str]:
+    """Dtype and shape of every output, as recorded."""
+    nodes: Any = program.graph.output_node().args[0]
+    return [f"{n.meta['val'].dtype} {list(s)}" for n, s in zip(nodes, program.output_shapes(), strict=True)]

@@ -20,7 +20,7 @@ def parse_pipeline(text: str, *, skip: Iterable[str] = ()) -> list[Any]:
     Raises:
         UserError: an unknown pass, preset, option or value.
     """
-    items = list(PRESETS[text]) if text in PRESETS else [item for item in text.split(",") if item]
+    items = list(PRESETS[text]) if text in PRESETS else [item.strip() for item in text.split(",") if item.strip()]
     if not items:
         raise UserError(f"--passes {text!r} names no pass", hint=f"presets: {', '.join(PRESETS)}")
     if items[0].split(":")[0] != CANONICALIZE:
@@ -39,8 +39,10 @@ def parse_pass(text: str) -> Any:
     values: dict[str, Any] = {}
     for option in options:
         key, equals, value = option.partition("=")
-        if not equals or key not in fields:
-            raise UserError(f"{name} has no option {option!r}", hint=f"options: {', '.join(fields) or 'none'}")
+        if key not in fields:
+            raise UserError(f"{name} has no option {key!r}", hint=f"options: {', '.join(fields) or 'none'}")
+        if not equals:
+            raise UserError(f"{name}:{key} needs a value", hint=f"{name}:{key}={fields[key].default}")
         values[key] = _converted(name, key, value, fields[key].default)
     return cls(**values)
 

@@ -2,18 +2,17 @@
 
 import contextlib
 import inspect
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flowopt.errors import CaptureError
+from flowopt.ir.quiet import quiet
+from flowopt.program.free_axes import DimRange, free_axes
 from flowopt.program.from_exported import program_from_exported
 from flowopt.program.program import Program, Provenance
-
-DimRange = tuple[int, int | None]
 
 
 def capture(
@@ -41,6 +40,11 @@ def capture(
         CaptureError: train mode, unknown names, or a model that ``torch.export`` refuses.
     """
     kwargs = dict(kwargs or {})
+    if not isinstance(args, (tuple, list)):
+        raise CaptureError(
+            f"args is {type(args).__name__}, not a tuple of inputs",
+            hint="capture(model, (x,)) by position, capture(model, kwargs={'x': x}) by name",
+        )
     training = [name or "the model itself" for name, m in module.named_modules() if m.training]
     if training and not eval_mode:
         raise CaptureError(
@@ -48,19 +52,18 @@ def capture(
             why="dropout and batch statistics would be captured as they behave in training",
             hint="call model.eval() first, or pass eval_mode=True (--eval)",
         )
-    arguments = _named_arguments(module, args, kwargs)
-    shapes = _dynamic_shapes(arguments, dynamic or {}, dims or {})
-    args, kwargs = _grow_unit_axes(module, args, kwargs, dynamic or {})
+    arguments = _named_arguments(module, args, kwargs, is_dynamic=bool(dynamic))
+    free = free_axes(arguments, dynamic or {}, dims or {})
+    args, kwargs = _with_values(module, args, kwargs, free.arguments)
     with _in_eval_mode(module):
-        exported = _export(module, args, kwargs, shapes if dynamic else None)
+        exported = _export(module, args, kwargs, free.shapes if dynamic else None)
     source = f"{type(module).__module__}.{type(module).__qualname__}"
-    return program_from_exported(exported, _axis_names(dynamic or {}), Provenance(source, torch.__version__))
+    return program_from_exported(exported, free.names, Provenance(source, torch.__version__))
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
             return exported.run_decompositions({})
     except Exception as error:
@@ -77,83 +80,38 @@ def _first_lines(error: Exception, most: int = 8) -> str:
     return f"{type(error).__name__}: " + "\n    ".join(lines[:most])
 
 
-def _named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _named_arguments(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, is_dynamic: bool
+) -> dict[str, Any]:
     try:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
     except TypeError as error:
         raise CaptureError(f"the example inputs do not fit {type(module).__name__}.forward: {error}") from error
     named: dict[str, Any] = {}
     for name, value in bound.arguments.items():
-        kind = bound.signature.parameters[name].kind
-        named |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+        if bound.signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
+            named[name] = value
+            continue
+        if is_dynamic:
+            raise CaptureError(
+                f"forward takes {sorted(value)} through **{name}, which torch.export cannot combine with dynamic=",
+                hint="wrap the model in a module whose forward names these inputs",
+            )
+        named |= value
     return named
 
 
-def _dynamic_shapes(
-    arguments: Mapping[str, Any], dynamic: Mapping[str, Any], dims: Mapping[str, DimRange]
-) -> dict[str, Any]:
-    """``dynamic_shapes`` for torch.export: one Dim object per dimension name."""
-    unknown = dynamic.keys() - arguments.keys()
-    if unknown:
-        raise CaptureError(f"dynamic= names {sorted(unknown)}, but the inputs are {sorted(arguments)}")
-    made: dict[str, Any] = {}
-
-    def convert(spec: Any) -> Any:
-        if isinstance(spec, str):
-            if spec not in made:
-                low, high = dims.get(spec, (1, None))
-                made[spec] = torch.export.Dim(spec, min=low, max=high)
-            return made[spec]
-        if isinstance(spec, Mapping):
-            return {key: convert(value) for key, value in spec.items()}
-        if isinstance(spec, (list, tuple)):
-            return type(spec)(convert(value) for value in spec)
-        return spec
-
-    shapes = {name: convert(dynamic.get(name)) for name in arguments}
-    unused = dims.keys() - made.keys()
-    if unused:
-        raise CaptureError(f"dims= names {sorted(unused)}, but dynamic= uses {sorted(made)}")
-    return shapes
-
-
-def _axis_names(dynamic: Mapping[str, Any]) -> dict[str, dict[int, str]]:
-    """Per flat input (``ids``, ``images_0``: export's spelling of nesting) the name of each free axis."""
-    found: dict[str, dict[int, str]] = {}
-
-    def walk(path: tuple[str, ...], spec: Any) -> None:
-        if isinstance(spec, Mapping) and all(isinstance(v, str) or v is None for v in spec.values()):
-            found["_".join(path)] = {int(axis): name for axis, name in spec.items() if name is not None}
-        elif isinstance(spec, Mapping):
-            for key, value in spec.items():
-                walk((*path, str(key)), value)
-        elif isinstance(spec, (list, tuple)):
-            for index, value in enumerate(spec):
-                walk((*path, str(index)), value)
-
-    for name, spec in dynamic.items():
-        walk((name,), spec)
-    return found
-
-
-def _grow_unit_axes(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic: Mapping[str, Any]
+def _with_values(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], named: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Repeat example tensors along free axes of size 1: torch.export would fix such an axis to 1."""
-    positional = list(inspect.signature(module.forward).parameters)
-
-    def grown(name: str, value: Any) -> Any:
-        spec = dynamic.get(name)
-        if not isinstance(value, Tensor) or not isinstance(spec, Mapping):
-            return value
-        for axis, dimension in spec.items():
-            if isinstance(dimension, str) and value.shape[axis] == 1:
-                value = torch.cat([value, value], dim=axis)
-        return value
-
-    names = positional[: len(args)]
-    new_args = tuple(grown(n, a) for n, a in zip(names, args, strict=False)) + tuple(args[len(names) :])
-    return new_args, {name: grown(name, value) for name, value in kwargs.items()}
+    """The same call with other values: each positional stays positional, names come in the order of ``forward``."""
+    positional: list[Any] = []
+    for name, parameter in inspect.signature(module.forward).parameters.items():
+        if len(positional) == len(args):
+            break
+        is_rest = parameter.kind is inspect.Parameter.VAR_POSITIONAL
+        positional += named[name] if is_rest else [named[name]]
+    return tuple(positional), {name: value for name, value in named.items() if name in kwargs}
 
 
 @contextlib.contextmanager

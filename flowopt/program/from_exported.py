@@ -8,6 +8,7 @@ from torch import Tensor, fx
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 
 from flowopt.errors import CaptureError
+from flowopt.ir.copy_graph import keep_name
 from flowopt.ir.metadata import recorded_tensor, relative_stack_trace, source_line, symbol_of
 from flowopt.program.names import is_bare, output_names
 from flowopt.program.program import Dim, Input, Output, Program, Provenance
@@ -29,9 +30,10 @@ AxisNames = Mapping[str, Mapping[int, str]]
 def program_from_exported(exported: Any, axis_names: AxisNames, provenance: Provenance) -> Program:
     """Build a Program from an ``ExportedProgram`` after ``run_decompositions({})``.
 
-    Views become reshapes, which do not depend on strides. Parameters and buffers become ``get_attr`` nodes; a buffer that the model mutates becomes an extra input
-    ``state_<name>`` (its stored value is the default) and an extra output ``state_<name>.next``; a mutated input
-    gains the output ``<name>.next``. Constant inputs and outputs (numbers, None) are dropped.
+    Views become reshapes, which do not depend on strides. Parameters and buffers become ``get_attr`` nodes; a buffer
+    that the model mutates becomes an extra input ``state_<name>`` (its stored value is the default) and an extra
+    output ``state_<name>.next``; a mutated input gains the output ``<name>.next``. Constant inputs and outputs
+    (numbers, None) are dropped.
 
     Args:
         exported: the exported program; its tensors are shared, not copied.
@@ -52,7 +54,7 @@ def program_from_exported(exported: Any, axis_names: AxisNames, provenance: Prov
         mapping[node] = graph.node_copy(node, lambda n: mapping[n])
         mapping[node].target = _STRIDE_FREE.get(node.target, node.target)
         mapping[node].meta = _metadata(node)
-    outputs, returned = _outputs(exported, mapping, stored)
+    outputs, returned = _outputs(exported, mapping, {i.state: i.name for i in inputs if i.state})
     graph.output(tuple(returned))
     program = Program(
         graph=graph,
@@ -82,7 +84,10 @@ def _require_supported(exported: Any) -> None:
         if spec.kind not in (OutputKind.USER_OUTPUT, *_MUTATIONS):
             raise CaptureError(f"output {spec.arg.name!r} is of kind {spec.kind.name}, which flowopt does not handle")
         if not isinstance(spec.arg, (TensorArgument, ConstantArgument)):
-            raise CaptureError(f"output {spec.arg.name!r} is {type(spec.arg).__name__}, not a tensor")
+            raise CaptureError(
+                f"output {spec.arg.name!r} is {type(spec.arg).__name__}, not a tensor",
+                hint="leave it out, or return it as a tensor; sizes can be read off the outputs",
+            )
     for node in exported.graph.nodes:
         if node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
             raise CaptureError(
@@ -106,15 +111,18 @@ def _inputs_and_tensors(
     mapping: dict[fx.Node, fx.Node] = {}
     canonical = _canonical_name()
     placeholders = [n for n in exported.graph.nodes if n.op == "placeholder"]
+    taken = {n.name for n in placeholders if n.name not in stored}
     for node in placeholders:
         name = stored.get(node.name)
         if name is None and recorded_tensor(node) is not None:
-            mapping[node] = graph.placeholder(node.name)
-            inputs.append(Input(mapping[node].name, _dtype(node)))
+            inputs.append(Input(node.name, _dtype(node)))
         elif name is not None and name in mutated:
-            mapping[node] = graph.placeholder("state_" + name.replace(".", "_"))
             tensors[name] = _tensor(exported, name)
-            inputs.append(Input(mapping[node].name, _dtype(node), state=name))
+            inputs.append(Input(_state_name(name, taken), _dtype(node), state=name))
+        else:
+            continue
+        mapping[node] = graph.placeholder(inputs[-1].name)
+        keep_name(mapping[node], inputs[-1].name)
     for node in placeholders:
         name = stored.get(node.name)
         if name is not None and name not in mutated:
@@ -125,6 +133,15 @@ def _inputs_and_tensors(
     for old, new in mapping.items():
         new.meta = _metadata(old)
     return graph, tensors, inputs, mapping
+
+
+def _state_name(buffer: str, taken: set[str]) -> str:
+    """``state_layer_cache`` for the buffer ``layer.cache``, with underscores appended where that is taken."""
+    name = "state_" + buffer.replace(".", "_")
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 def _canonical_name() -> Callable[[Tensor, str], str]:
@@ -150,7 +167,7 @@ def _tensor(exported: Any, name: str) -> Tensor:
 
 
 def _outputs(
-    exported: Any, mapping: Mapping[fx.Node, fx.Node], stored: Mapping[str, str]
+    exported: Any, mapping: Mapping[fx.Node, fx.Node], state_inputs: Mapping[str, str]
 ) -> tuple[list[Output], list[fx.Node]]:
     by_name = {node.name: new for node, new in mapping.items()}
     names = iter(output_names(exported.call_spec.out_spec))
@@ -159,7 +176,7 @@ def _outputs(
     for spec in exported.graph_signature.output_specs:
         if spec.kind in _MUTATIONS:
             node = by_name[spec.arg.name]
-            owner = f"state_{spec.target.replace('.', '_')}" if spec.kind is OutputKind.BUFFER_MUTATION else spec.target
+            owner = state_inputs.get(spec.target, spec.target)
             state.append((Output(f"{owner}.next", _dtype(node), state=spec.target), node))
             continue
         name = next(names)
@@ -189,12 +206,14 @@ def _dims(exported: Any, program: Program, axis_names: AxisNames) -> tuple[Dim, 
         value = recorded_tensor(node)
         if node.op != "placeholder" or value is None:
             continue
-        for axis, size in enumerate(value.shape):
+        sizes: tuple[int | torch.SymInt, ...] = tuple(value.shape)
+        for axis, size in enumerate(sizes):
             symbol = symbol_of(size)
-            if symbol is None or symbol in dims:
+            if isinstance(size, int) or symbol is None or symbol in dims:
                 continue
             low, high = _range(exported, symbol)
-            traced = program.example[node.name].shape[axis] if node.name in program.example else int(size.node.hint)
+            example = program.example.get(node.name)
+            traced = size.node.hint if example is None else example.shape[axis]
             name = axis_names.get(node.name, {}).get(axis, f"{node.name}_{axis}")
             dims[symbol] = Dim(name, symbol, low, high, int(traced))
     return tuple(dims.values())

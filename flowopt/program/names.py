@@ -1,7 +1,7 @@
 """Dotted names of the leaves of a nested output."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 
@@ -17,8 +17,8 @@ def output_names(spec: Any) -> tuple[str, ...]:
     """
     if spec.is_leaf():
         return ("output",)
-    names = tuple(".".join(path) for path in _paths(spec))
-    return tuple(f"output.{name}" if name[:1].isdigit() else name for name in names)
+    names = (".".join(path) for path in _paths(spec))
+    return _distinct(f"output.{name}" if name[:1].isdigit() else name for name in names)
 
 
 def is_bare(spec: Any) -> bool:
@@ -31,20 +31,30 @@ def _paths(spec: Any) -> Iterator[tuple[str, ...]]:
     if spec.is_leaf():
         yield ()
         return
-    for key, child in zip(_keys(spec, len(children)), children, strict=True):
+    for key, child in zip(child_keys(spec), children, strict=True):
         for rest in _paths(child):
             yield (key, *rest)
 
 
-def _keys(spec: Any, count: int) -> list[str]:
-    # A dataclass registered with torch.export keeps [present fields, fields that are None] as its context.
+def child_keys(spec: Any) -> list[str]:
+    """One key per child of a pytree spec: dictionary key, field name, or index."""
+    count = len(spec.children())
     context = spec.context
-    if dataclasses.is_dataclass(spec.type) and isinstance(context, (list, tuple)) and len(context) == 2:
-        if isinstance(context[0], (list, tuple)) and len(context[0]) == count:
-            return [str(k) for k in context[0]]
-    fields = getattr(context, "_fields", None)
-    if fields is not None and len(fields) == count:
-        return [str(k) for k in fields]
-    if isinstance(context, (list, tuple)) and len(context) == count and all(isinstance(k, str) for k in context):
-        return [str(k) for k in context]
+    if isinstance(context, (list, tuple)) and context and isinstance(context[0], (list, tuple)):
+        # A dataclass registered with torch.export keeps [present fields, fields that are None].
+        context = context[0] if dataclasses.is_dataclass(spec.type) else context
+    keys = getattr(context, "_fields", context)
+    if isinstance(keys, (list, tuple)) and len(keys) == count and all(isinstance(k, (str, int)) for k in keys):
+        return [str(k) for k in keys]
     return [str(i) for i in range(count)]
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """The same names with ``_2`` and so on where one occurs again: ``{"a.b": x, "a": {"b": y}}``."""
+    found: list[str] = []
+    for name in names:
+        number, candidate = 2, name
+        while candidate in found:
+            candidate, number = f"{name}_{number}", number + 1
+        found.append(candidate)
+    return tuple(found)

@@ -5,15 +5,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, fx
 
 from flowopt.errors import UserError
 from flowopt.ir.constants import constant_value
+from flowopt.ir.copy_graph import copy_graph
 from flowopt.ir.evaluate import evaluate
 from flowopt.ir.float64 import raised_tensor
 from flowopt.ir.metadata import recorded_tensor
+from flowopt.ir.substituted import substituted
+from flowopt.program.interface import Interface, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +89,7 @@ class Program:
 
     def copy(self) -> "Program":
         """A snapshot: its own graph and dictionary, the same tensors."""
-        graph = fx.Graph()
-        mapping: dict[fx.Node, fx.Node] = {}
-        returned = graph.graph_copy(self.graph, mapping)
-        graph.output(returned)
-        return dataclasses.replace(self, graph=graph, tensors=dict(self.tensors))
+        return dataclasses.replace(self, graph=copy_graph(self.graph), tensors=dict(self.tensors))
 
     def raised_copy(self) -> "Program":
         """The float64 twin: a snapshot whose tensors and dtype arguments are raised as it runs."""
@@ -110,10 +108,8 @@ class Program:
 
     def node(self, name: str) -> fx.Node:
         """The node of a name; KeyError when there is none."""
-        for node in self.graph.nodes:
-            if node.name == name:
-                return node
-        raise KeyError(name)
+        nodes: dict[str, fx.Node] = {n.name: n for n in self.graph.nodes}
+        return nodes[name]
 
     @property
     def parameter_bytes(self) -> int:
@@ -133,10 +129,25 @@ class Program:
             del self.tensors[name]
 
     def shape(self, name: str) -> tuple[int | str, ...]:
-        """Shape of an input or output; free dimensions by name, derived ones as an expression of names."""
-        symbols = {d.symbol: d.name for d in self.dims}
-        value = self._recorded(name)
-        return tuple(s if isinstance(s, int) else str(_substituted(s, symbols)) for s in value.shape)
+        """Shape of an input, or else of an output; free dimensions by name, derived ones as an expression of names.
+
+        Raises:
+            UserError: no input and no output has that name.
+        """
+        if name in {i.name for i in self.inputs}:
+            return self._shape_of(self.node(name))
+        for output, shape in zip(self.outputs, self.output_shapes(), strict=True):
+            if output.name == name:
+                return shape
+        raise UserError(
+            f"no input or output {name!r}",
+            hint=f"inputs {[i.name for i in self.inputs]}, outputs {[o.name for o in self.outputs]}",
+        )
+
+    def output_shapes(self) -> tuple[tuple[int | str, ...], ...]:
+        """Shape of every output, by position: an output may have the name of an input."""
+        returned: Any = self.graph.output_node().args[0]
+        return tuple(self._shape_of(node) for node in returned)
 
     def concrete_shape(self, value: Tensor, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Sizes of a recorded tensor when the free dimensions take ``sizes`` (dimension name to size)."""
@@ -146,33 +157,29 @@ class Program:
         """One size when the free dimensions take ``sizes``; TypeError when it depends on data."""
         if isinstance(size, int):
             return size
-        return int(_substituted(size, {d.symbol: sizes[d.name] for d in self.dims}))
+        return int(substituted(size, {d.symbol: sizes[d.name] for d in self.dims}))
+
+    @property
+    def interface(self) -> Interface:
+        """Inputs, outputs and ranges of free dimensions, as a call is checked against them."""
+        inputs = (TensorSpec(i.name, i.dtype, self.shape(i.name), i.state) for i in self.inputs)
+        shaped = zip(self.outputs, self.output_shapes(), strict=True)
+        return Interface(
+            inputs=tuple(inputs),
+            outputs=tuple(TensorSpec(o.name, o.dtype, shape, o.state) for o, shape in shaped),
+            dims={d.name: (d.minimum, d.maximum) for d in self.dims},
+            single=self.single and len(self.outputs) == 1,
+        )
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Inputs by name from a call; state that is not given takes its stored value.
 
         Raises:
-            UserError: too many, missing or unknown inputs, a wrong dtype, rank or size.
+            UserError: too many, missing or unknown inputs, a wrong dtype, rank or size, or one dimension with two
+                sizes; it says what the model takes.
         """
-        free = [i for i in self.inputs if i.state is None]
-        if len(args) > len(free):
-            raise UserError(f"{len(args)} positional inputs, but the model takes {[i.name for i in free]}")
-        given: dict[str, Any] = {i.name: a for i, a in zip(free, args, strict=False)}
-        twice = given.keys() & kwargs.keys()
-        unknown = kwargs.keys() - {i.name for i in self.inputs}
-        if twice or unknown:
-            what = "given twice" if twice else "unknown"
-            raise UserError(
-                f"inputs {what}: {sorted(twice or unknown)}; the model takes {[i.name for i in self.inputs]}"
-            )
-        given |= kwargs
-        for one in self.inputs:
-            if one.name not in given and one.state is not None:
-                given[one.name] = self.tensors[one.state]
-        missing = [i.name for i in self.inputs if i.name not in given]
-        if missing:
-            raise UserError(f"missing inputs: {missing}")
-        return {i.name: self._checked(i, given[i.name]) for i in self.inputs}
+        defaults = {i.name: self.tensors[i.state] for i in self.inputs if i.state is not None}
+        return defaults | self.interface.bind(args, kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Tensor | dict[str, Tensor]:
         """Run the program eagerly: inputs by position or by name.
@@ -183,54 +190,16 @@ class Program:
         Raises:
             UserError: the inputs do not fit.
         """
-        return self.result(self.run_named(self.bind(args, kwargs)))
+        return self.interface.result(self.run_named(self.bind(args, kwargs)))
 
     def run_named(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every output by name, for inputs by placeholder name."""
         values = evaluate(self.graph, self.read, inputs, raised=self.raised)
         return {o.name: v for o, v in zip(self.outputs, values, strict=True)}
 
-    def result(self, outputs: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
-        """The caller's view of named outputs: the bare tensor where the model returned one."""
-        if self.single and len(self.outputs) == 1:
-            return outputs[self.outputs[0].name]
-        return outputs
-
-    def _recorded(self, name: str) -> Tensor:
-        for node in self.graph.nodes:
-            if node.op == "placeholder" and node.name == name:
-                return _tensor_of(node)
-        returned = self.graph.output_node().args[0]
-        for output, node in zip(self.outputs, returned, strict=True):  # type: ignore[arg-type]  # a flat tuple
-            if output.name == name:
-                return _tensor_of(node)
-        raise UserError(f"no input or output {name!r}; inputs {[i.name for i in self.inputs]}")
-
-    def _checked(self, one: Input, value: Any) -> Tensor:
-        tensor = torch.as_tensor(value)
-        wanted = self.shape(one.name)
-        fits = tensor.dim() == len(wanted) and all(
-            isinstance(w, str) or w == s for w, s in zip(wanted, tensor.shape, strict=True)
-        )
-        if tensor.dtype != one.dtype or not fits:
-            raise UserError(
-                f"input {one.name!r} is {tensor.dtype} {list(tensor.shape)}, but the model takes {one.dtype} {list(wanted)}"
-            )
-        return tensor
-
-
-def _tensor_of(node: Any) -> Tensor:
-    value = recorded_tensor(node)
-    if value is None:
-        raise UserError(f"{node} has no recorded shape")
-    return value
-
-
-def _substituted(size: torch.SymInt, values: Mapping[str, int] | Mapping[str, str]) -> Any:
-    """A symbolic size with symbols replaced by name: the graph's symbols carry assumptions and equal no fresh one."""
-    expression = size.node.expr
-    return expression.xreplace({s: _sympy_value(values[s.name]) for s in expression.free_symbols if s.name in values})
-
-
-def _sympy_value(value: int | str) -> Any:
-    return sympy.Integer(value) if isinstance(value, int) else sympy.Symbol(value)
+    def _shape_of(self, node: fx.Node) -> tuple[int | str, ...]:
+        value = recorded_tensor(node)
+        if value is None:
+            raise UserError(f"{node} has no recorded shape")
+        symbols = {d.symbol: d.name for d in self.dims}
+        return tuple(s if isinstance(s, int) else str(substituted(s, symbols)) for s in value.shape)

@@ -18,6 +18,7 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from flowopt.errors import InternalError
+from flowopt.ir.copy_graph import keep_name
 from flowopt.ir.metadata import recorded_tensor
 from flowopt.program.program import Program
 
@@ -35,6 +36,7 @@ def to_exported(program: Program) -> ExportedProgram:
         raise InternalError("a raised program exists only while it is evaluated")
     graph, parameters = _lifted_graph(program)
     root = fx.GraphModule({}, graph)
+    returned: Any = graph.output_node().args[0]  # a flat tuple of nodes
     signature = ExportGraphSignature(
         [
             *(
@@ -43,10 +45,7 @@ def to_exported(program: Program) -> ExportedProgram:
             ),
             *(InputSpec(InputKind.USER_INPUT, TensorArgument(i.name), None) for i in program.inputs),
         ],
-        [
-            OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None)
-            for node in graph.output_node().args[0]  # type: ignore[union-attr]  # a flat tuple of nodes
-        ],
+        [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in returned],
     )
     example = tuple(program.example.get(i.name, _stored(program, i.state)) for i in program.inputs)
     in_spec = pytree.tree_flatten((tuple(0 for _ in program.inputs), {}))[1]
@@ -57,6 +56,8 @@ def to_exported(program: Program) -> ExportedProgram:
         outputs=[spec.arg for spec in signature.output_specs],
         in_spec=in_spec,
         out_spec=out_spec,
+        # Guards and second traces call the inputs arg_0, ... without it, and contradict themselves.
+        forward_arg_names=[i.name for i in program.inputs],
     )
     return ExportedProgram(
         root=root,
@@ -90,8 +91,8 @@ def _lifted_graph(program: Program) -> tuple[fx.Graph, dict[str, fx.Node]]:
             continue
         mapping[node] = graph.node_copy(node, lambda n: mapping[n])
         mapping[node].meta = {k: v for k, v in node.meta.items() if k != "rewritten_by"}
-        if node.op == "placeholder" and mapping[node].name != node.name:
-            raise InternalError(f"input {node.name!r} would be renamed to {mapping[node].name!r}")
+        if node.op == "placeholder":
+            keep_name(mapping[node], node.name)
     return graph, parameters
 
 

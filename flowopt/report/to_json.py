@@ -9,7 +9,7 @@ from typing import Any
 
 
 def to_json(result: Any, *, indent: int | None = 2) -> str:
-    """A result as JSON text: fields in order, enums by value, no NaN (written as the strings ``nan``, ``inf``, ``-inf``)."""
+    """A result as JSON text: enums by value; NaN and infinities become ``nan``, ``inf`` and ``-inf`` in quotes."""
     return json.dumps(plain(result), indent=indent, allow_nan=False) + "\n"
 
 

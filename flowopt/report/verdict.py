@@ -46,7 +46,7 @@ class Finding:
     """One gate that failed.
 
     Attributes:
-        gate: ``structure``, ``specials``, ``twin``, ``ratio``, ``discrete``, ``site`` or ``replay``.
+        gate: ``structure``, ``specials``, ``twin``, ``ratio``, ``discrete``, ``bits``, ``site`` or ``replay``.
         where: the output, or the site for site gates.
         case: the input case, with its sizes, that shows it.
         message: what was seen and what was allowed.
@@ -82,9 +82,9 @@ class Verdict:
 
     @property
     def reason(self) -> str:
-        """The first finding in one sentence, or an empty string."""
+        """The first finding in one sentence, or why nothing could be decided; empty for a good verdict."""
         if not self.findings:
-            return ""
+            return "" if self else f"nothing could be compared: {self.notes[0] if self.notes else 'no case ran'}"
         first = self.findings[0]
         return f"{first.gate} gate: {first.where}: {first.message} (case {first.case})"
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx
 
 from flowopt.errors import InternalError
+from flowopt.ir.metadata import module_path, source_line
 from flowopt.program.program import Program
 from flowopt.report.sites import Applied, Refusal
 from flowopt.rewrite.base import RewritePass
@@ -17,11 +18,19 @@ from flowopt.rewrite.transfer import transfer
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One rewrite as it happened: enough to do it again on a copy, and to check it alone."""
+    """One rewrite as it happened: enough to do it again on a copy, and to check it alone.
+
+    Attributes:
+        anchor: name of the site's node.
+        plan: what ``check`` decided.
+        claims: values that were replaced, each to be checked.
+        sizes: sizes that were replaced by equal ones.
+    """
 
     anchor: str
     plan: Any
     claims: tuple[Claim, ...]
+    sizes: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +49,11 @@ def apply(rewrite_pass: RewritePass[Any], program: Program) -> Application:
     clear the way for an earlier one. Every round but the last fires somewhere, so it ends.
 
     Raises:
+        InternalError: a rewrite that replaced nothing.
         Exception: whatever the pass raises, with the pass and the site noted.
     """
-    anchors = [n.name for n in rewrite_pass.sites(program)]
+    found = _sites(rewrite_pass, program)
+    anchors = list(found)
     applied: dict[str, Applied] = {}
     refused: dict[str, Refusal] = {}
     steps: list[Step] = []
@@ -61,9 +72,10 @@ def apply(rewrite_pass: RewritePass[Any], program: Program) -> Application:
             steps.append(step)
             fired = True
         open_sites = [n for n in anchors if n not in applied] if fired else []
-    for name in anchors:
+    for name, (module, source) in found.items():
         if name not in applied and name not in refused:
-            refused[name] = Refusal(name, "", "", "already-rewritten", "another rewrite of this pass removed it", name)
+            message = "another rewrite of this pass removed it"
+            refused[name] = Refusal(name, module, source, "already-rewritten", message, name)
     return Application(
         tuple(applied[n] for n in anchors if n in applied),
         tuple(refused[n] for n in anchors if n in refused),
@@ -85,6 +97,15 @@ def replay(rewrite_pass: RewritePass[Any], steps: tuple[Step, ...], program: Pro
         redone, _ = _rewrite(rewrite_pass, program, anchor, transfer(step.plan, nodes))
         if redone.claims != step.claims:
             raise InternalError(f"{rewrite_pass.text()}: site {step.anchor!r} was rewritten differently on the copy")
+
+
+def _sites(rewrite_pass: RewritePass[Any], program: Program) -> dict[str, tuple[str, str]]:
+    """Name of every anchor, with the module and the source line that it came from."""
+    try:
+        return {n.name: (module_path(n), source_line(n)) for n in rewrite_pass.sites(program)}
+    except Exception as error:
+        error.add_note(f"while {rewrite_pass.text()} looked for its sites")
+        raise
 
 
 def _living(program: Program, names: list[str]) -> Iterator[tuple[str, fx.Node]]:
@@ -114,5 +135,12 @@ def _rewrite(rewrite_pass: RewritePass[Any], program: Program, node: fx.Node, pl
     except Exception as error:
         error.add_note(f"while {rewrite_pass.text()} rewrote {node.format_node()} with {plan}")
         raise
-    program.drop_unused()
-    return Step(name, plan, tuple(edit.claims)), summary
+    if not edit.claims and not edit.sizes:
+        raise InternalError(f"{rewrite_pass.text()} reports a rewrite of {name} but replaced nothing")
+    try:
+        program.drop_unused()
+    except RuntimeError as error:
+        # torch.fx lints the graph first, and prints all of it.
+        first = str(error).splitlines()[0]
+        raise InternalError(f"after {rewrite_pass.text()} rewrote {name} the graph is not legal: {first}") from error
+    return Step(name, plan, tuple(edit.claims), tuple(edit.sizes)), summary

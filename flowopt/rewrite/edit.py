@@ -29,12 +29,20 @@ class Claim:
 
 
 class Edit:
-    """The changes of one rewrite at one site."""
+    """The changes of one rewrite at one site.
+
+    Attributes:
+        program: what is edited.
+        anchor: the site.
+        claims: values that were replaced.
+        sizes: sizes that were replaced by equal ones.
+    """
 
     def __init__(self, program: Program, anchor: fx.Node, rewritten_by: str) -> None:
         self.program = program
         self.anchor = anchor
         self.claims: list[Claim] = []
+        self.sizes: list[Claim] = []
         self._rewritten_by = rewritten_by
         self._point = anchor
         self._fake_mode = _fake_mode(program.graph)
@@ -92,7 +100,7 @@ class Edit:
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Claim that ``new`` equals ``old`` and let everybody who reads ``old`` read ``new``.
 
-        Sizes may be replaced too, by equal sizes; they are compared here and claim nothing more.
+        Sizes may be replaced too, by equal sizes; they are compared here, and nothing is left to check.
 
         Raises:
             InternalError: dtype or rank differ, or a size that is known differs.
@@ -101,6 +109,7 @@ class Edit:
             if str(old.meta["val"]) != str(new.meta["val"]):
                 raise InternalError(f"{old.name} -> {new.name}: {old.meta['val']} became {new.meta['val']}")
             old.replace_all_uses_with(new, propagate_meta=False)
+            self.sizes.append(Claim(old.name, new.name))
             return
         _require_same_type(old, new)
         old.replace_all_uses_with(new, propagate_meta=False)

@@ -8,8 +8,9 @@ from typing import Literal, Protocol, final
 from torch import Tensor
 
 from flowopt.errors import MalformedModel, ModelNotFound, Untrusted, UserError
+from flowopt.program.interface import Interface, TensorSpec
 from flowopt.runtime.contents import require_intact_weights
-from flowopt.runtime.interface import Interface, TensorSpec, parsed_interface
+from flowopt.runtime.interface import parsed_interface
 from flowopt.runtime.layout import INTERFACE_KEY, MODEL_FILES, Committed, committed, file_sha256
 from flowopt.runtime.onnx_session import LEVELS, Level, OnnxRunner, open_session
 from flowopt.runtime.providers import CPU_PROVIDER, CUDA_PROVIDER, cuda_available

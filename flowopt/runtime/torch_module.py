@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flowopt.errors import MalformedModel, ModelNotFound
 from flowopt.ir.quiet import quiet
-from flowopt.runtime.interface import Interface, parsed_interface
+from flowopt.program.interface import Interface
+from flowopt.runtime.interface import parsed_interface
 from flowopt.runtime.layout import INTERFACE_FILE, STATE_PREFIX
 
 

@@ -46,55 +46,69 @@ def quick_cases(program: Program, seed: int) -> tuple[Case, ...]:
     a NaN and an infinity), and ``injected``: the sizes of ``special`` with those numbers in the place of the first
     float tensor.
     """
-    roles = {i.name: input_role(program, i.name) for i in program.inputs if i.state is None}
     plans = (
         ("traced", {d.name: d.traced for d in program.dims}, regimes.normal),
         ("smallest", {d.name: d.minimum for d in program.dims}, regimes.negative),
         ("prime", _primes(program.dims), regimes.mixed_rows),
         ("special", _neighbours(program.dims), regimes.spikes),
     )
-    cases = [_case(program, name, sizes, regime, roles, seed) for name, sizes, regime in plans]
-    if not any(r.kind is Kind.FEATURES for r in roles.values()):
+    cases = [case_of(program, name, sizes, regime, seed) for name, sizes, regime in plans]
+    if not any(r.kind is Kind.FEATURES for r in _roles(program).values()):
         injected = _injected(program, cases[-1], seed)
         cases += [injected] if injected is not None else []
     return tuple(cases)
 
 
-def _case(
-    program: Program,
-    name: str,
-    sizes: dict[str, int],
-    regime: regimes.Regime,
-    roles: dict[str, Role],
-    seed: int,
-) -> Case:
+def case_of(program: Program, name: str, sizes: dict[str, int], regime: regimes.Regime, seed: int) -> Case:
+    """One case: features in a regime, ids and masks by the case's name, state as stored in the case ``traced``.
+
+    Args:
+        program: whose inputs are made.
+        name: of the case; ``smallest``, ``prime`` and ``special`` have ids and masks of their own.
+        sizes: every free dimension by name.
+        regime: of floating features.
+        seed: of the values.
+    """
+    roles = _roles(program)
     generator = torch.Generator().manual_seed(seed)
     inputs: dict[str, Tensor] = {}
     for one in program.inputs:
         if one.state is not None:
-            inputs[one.name] = program.tensors[one.state]
+            stored = program.tensors[one.state]
+            inputs[one.name] = stored if name == "traced" else _used(stored, generator)
             continue
         value = recorded_tensor(program.node(one.name))
         assert value is not None
         shape = program.concrete_shape(value, sizes)
-        made = (
-            _integers(name, roles[one.name], shape, generator)
-            if _is_discrete(roles[one.name])
-            else regime(shape, generator)
-        )
+        if roles[one.name].kind is Kind.FEATURES:
+            made = regime(shape, generator)
+        else:
+            made = _discrete(name, roles[one.name], shape, generator, program.example.get(one.name))
         inputs[one.name] = made.to(one.dtype)
     return Case(name, sizes, inputs)
 
 
-def _is_discrete(role: Role) -> bool:
-    return role.kind is not Kind.FEATURES
+def _roles(program: Program) -> dict[str, Role]:
+    free = (i.name for i in program.inputs if i.state is None)
+    return {name: input_role(program.node(name), program.example.get(name)) for name in free}
 
 
-def _integers(case: str, role: Role, shape: tuple[int, ...], generator: Generator) -> Tensor:
+def _used(state: Tensor, generator: Generator) -> Tensor:
+    """State as it may be after some calls: what is empty is filled, other numbers move by up to a half."""
+    if not state.is_floating_point():
+        return state
+    if not bool(state.any()):
+        return torch.randn(state.shape, generator=generator).to(state.dtype)
+    return state * (0.5 + torch.rand(state.shape, generator=generator)).to(state.dtype)
+
+
+def _discrete(case: str, role: Role, shape: tuple[int, ...], generator: Generator, example: Tensor | None) -> Tensor:
     if role.kind is Kind.MASK:
-        return _mask(case, shape, generator)
+        mask = _mask(case, shape, generator)
+        return 1 - mask if _ones_hide(example) else mask
     if role.kind is Kind.ADDITIVE_MASK:
-        return torch.where(_mask(case, shape, generator) > 0, 0.0, torch.finfo(torch.float32).min)
+        hidden = torch.finfo(torch.float32).min if example is None else float(example.min())
+        return torch.where(_mask(case, shape, generator) > 0, 0.0, hidden)
     edges = torch.tensor([role.low, role.high - 1])
     if case == "smallest" or (case == "special" and role.kind is Kind.INDICES):
         count = int(torch.Size(shape).numel())
@@ -119,6 +133,14 @@ def _mask(case: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
     else:
         mask = positions >= length - visible if case == "prime" else positions < visible
     return mask.to(torch.int64).reshape(shape)
+
+
+def _ones_hide(example: Tensor | None) -> bool:
+    """True when the example hides nothing with zeros: ``key_padding_mask`` counts that way."""
+    if example is None or example.numel() == 0:
+        return False
+    rows = example.reshape(-1, example.shape[-1]) if example.dim() else example.reshape(1, 1)
+    return bool((rows == 0).all(-1).any()) and not bool((rows != 0).all(-1).any())
 
 
 def _primes(dims: Iterable[Dim]) -> dict[str, int]:
@@ -149,12 +171,17 @@ def _injected(program: Program, case: Case, seed: int) -> Case | None:
 
 
 def _first_float(program: Program) -> fx.Node | None:
-    """The first float tensor that is computed from an input."""
+    """The first embedding of an input, else the first float tensor that is computed from one."""
     dependent: set[fx.Node] = set()
+    first: fx.Node | None = None
+    node: fx.Node
     for node in program.graph.nodes:
-        if node.op == "placeholder" or any(n in dependent for n in node.all_input_nodes):
-            dependent.add(node)
-            value = recorded_tensor(node)
-            if node.op == "call_function" and value is not None and value.is_floating_point() and value.dim() > 1:
+        if node.op != "placeholder" and not any(n in dependent for n in node.all_input_nodes):
+            continue
+        dependent.add(node)
+        value = recorded_tensor(node)
+        if node.op == "call_function" and value is not None and value.is_floating_point() and value.dim() > 1:
+            if node.target is torch.ops.aten.embedding.default:
                 return node
-    return None
+            first = first or node
+    return first

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 COPIES = 3
+_DRAWS = 16
 _INTEGER_OF = {
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
@@ -38,3 +39,15 @@ def moved_by_one_ulp(name: str, tensor: Tensor, copy: int, seed: int) -> Tensor:
     limit = torch.finfo(tensor.dtype).max
     step[(tensor == 0) | ~(tensor.abs() < limit)] = 0
     return (tensor.contiguous().view(integer) + step.to(integer)).view(tensor.dtype)
+
+
+def copies_for(value: Tensor) -> int:
+    """How many copies tell the own error of a row: three, and more where a row is so short that it hardly scatters.
+
+    Sixteen draws all below a quarter of their spread do not happen. Maps of four axes get enough by joining short
+    rows instead (see the gates).
+    """
+    width = value.shape[-1] if value.dim() else 1
+    if value.dim() > 3 or width == 0:
+        return COPIES
+    return max(COPIES, -(-_DRAWS // width) - 1)

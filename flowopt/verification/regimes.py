@@ -19,7 +19,7 @@ def negative(shape: tuple[int, ...], generator: Generator) -> Tensor:
 
 
 def mixed_rows(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Rows (last axis) of scales 1e-6 to 1e3, with a constant row and a zero row: epsilons and cancellation."""
+    """Rows (last axis) of scales 1e-6 to 1e3, some far from zero, one constant, one zero: epsilons and cancellation."""
     value = torch.randn(shape, generator=generator)
     if value.dim() == 0 or value.numel() == 0:
         return value
@@ -27,6 +27,7 @@ def mixed_rows(shape: tuple[int, ...], generator: Generator) -> Tensor:
     scales = 10.0 ** torch.tensor([0.0, -6.0, 3.0, -3.0, 1.0, -1.0])
     rows = rows * scales[torch.arange(rows.shape[0]) % len(scales)].unsqueeze(-1)
     if rows.shape[0] > 2:
+        rows[3::5] = 1000.0 * rows[3::5, :1] + rows[3::5]
         rows[1::7] = rows[1::7, :1]
         rows[2::11] = 0.0
     return rows.reshape(shape)

@@ -1,172 +1,190 @@
 """Check every claim of a rewrite at its own boundary, with adversarial tensors.
 
-A whole model hides much: a ReLU behind the site, a softmax that saturates. At the site nothing does. The region
-of a claim ends at the values that the new nodes read and that existed before; both sides get the same tensors there.
+A whole model hides much: a ReLU behind the site, a softmax that saturates. At the site nothing does. Both sides of
+a claim get the same tensors at the roots of its region.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, fx
 
-from flowopt.ir.constants import is_parameter_only, node_value
+from flowopt.ir.constants import node_values
+from flowopt.ir.evaluate import Value, evaluate
 from flowopt.ir.float64 import raised_tensor
 from flowopt.ir.metadata import recorded_tensor
 from flowopt.pipeline.instrument import PassRun
 from flowopt.program.program import Program
 from flowopt.report.verdict import Finding
+from flowopt.rewrite.base import Exactness
+from flowopt.rewrite.driver import Application
 from flowopt.rewrite.edit import Claim
 from flowopt.verification import regimes
-from flowopt.verification.ensemble import COPIES
-from flowopt.verification.evidence import OutputEvidence, moved_reader, raised_reader
+from flowopt.verification.bits import compare_bits
+from flowopt.verification.cases import Case
+from flowopt.verification.ensemble import copies_for, moved_by_one_ulp
+from flowopt.verification.evidence import RUN_ERRORS, OutputEvidence, first_line, moved_reader, raised_reader, scattered
 from flowopt.verification.gates import SITE_LIMITS, compare
+from flowopt.verification.region import Region, Regions
 
 _REGIMES = {"normal": regimes.normal, "mixed-rows": regimes.mixed_rows, "large": regimes.large_normal}
+Values = Mapping[str, Value]
 
 
-def check_sites(run: PassRun, twin: Program, sizes: Mapping[str, int], seed: int) -> Iterator[Finding | str]:
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """The float64 twin before and after a pass."""
+
+    before: Program
+    after: Program
+
+
+def check_sites(run: PassRun, twins: Twins, case: Case, seed: int) -> Iterator[Finding | str]:
     """Compare both sides of every claim; yields findings, and a note for each claim that cannot be checked.
 
     Args:
         run: the pass, with the program before and after it.
-        twin: the float64 twin after the pass.
-        sizes: free dimension to the size that the boundary tensors take.
+        twins: the float64 twin before and after the pass.
+        case: its sizes are those of the boundary tensors; what is made of its integers keeps its values.
         seed: of the tensors.
     """
-    before = {n.name: n for n in run.before.graph.nodes}
-    after = {n.name: n for n in run.after.graph.nodes}
-    twins = {n.name: n for n in twin.graph.nodes}
-    for step in run.application.steps:
+    check = _Check(run, twins, case, seed)
+    for anchor, claim in _whole_claims(run.application, check.sides[1]):
+        yield from check.claim(anchor, claim)
+
+
+def _whole_claims(application: Application, after: Mapping[str, fx.Node]) -> Iterator[tuple[str, Claim]]:
+    """Claims whose new value is there after the pass; one that was replaced again leads on to what replaced it.
+
+    A new value that nobody reads any more is left out: the claim that took its readers covers it.
+    """
+    replaced = {c.old: c.new for step in application.steps for c in step.claims}
+    for step in application.steps:
         for claim in step.claims:
-            # A later rewrite of the same pass may have replaced this one; its own claim then covers both.
-            if claim.new not in after or claim.old not in before:
-                continue
-            region = _Region(run, before, after, twins, claim)
-            obstacle = region.obstacle(sizes)
-            if obstacle:
-                yield f"site {step.anchor}: not checked alone: {obstacle}"
-                continue
-            yield from _check(step.anchor, region, run, twin, sizes, seed)
+            new = claim.new
+            while new not in after and new in replaced:
+                new = replaced[new]
+            if new in after:
+                yield step.anchor, Claim(claim.old, new)
 
 
-class _Region:
-    """Both sides of a claim and the boundary where they start."""
+@final
+class _Check:
+    """What all claims of one pass share."""
 
-    def __init__(
-        self,
-        run: PassRun,
-        before: Mapping[str, fx.Node],
-        after: Mapping[str, fx.Node],
-        twins: Mapping[str, fx.Node],
-        claim: Claim,
-    ) -> None:
-        self.old, self.new, self.twin = before[claim.old], after[claim.new], twins[claim.new]
-        self._program = run.before
-        cut = _new_boundary(self.new, before)
-        self.boundary = _old_boundary(self.old, {before[n.name] for n in cut}) | {before[n.name] for n in cut}
-        self._after, self._twins = after, twins
+    def __init__(self, run: PassRun, twins: Twins, case: Case, seed: int) -> None:
+        self.run, self.twins, self.case, self.seed = run, twins, case, seed
+        programs = (run.before, run.after, twins.before, twins.after)
+        self.sides: tuple[dict[str, fx.Node], ...] = tuple({n.name: n for n in p.graph.nodes} for p in programs)
+        self._regions = Regions(run.before)
+        self._kept: dict[str, Tensor] | None = None
 
-    def obstacle(self, sizes: Mapping[str, int]) -> str:
-        """Why the region cannot be run alone, or an empty string."""
-        for node in self.boundary:
-            value = node.meta.get("val")
-            if isinstance(value, Tensor):
-                if not value.is_floating_point():
-                    return f"{node.name} holds {value.dtype}"
-                try:
-                    self._program.concrete_shape(value, sizes)
-                except TypeError:
-                    return f"the shape of {node.name} depends on data"
-            elif not isinstance(value, (int, torch.SymInt)):
-                return f"{node.name} is no tensor"
-        return ""
+    def claim(self, anchor: str, claim: Claim) -> Iterator[Finding | str]:
+        """Findings of one claim, or the note why there can be none."""
+        if claim.old not in self._regions.nodes:
+            return  # made by this pass: a step on the way of another claim
+        region = self._regions.of(claim.old, self.sides[1][claim.new])
+        for name, regime in _REGIMES.items():
+            try:
+                roots = self._root_values(region, regime)
+                evidence, shared = self._original(region, roots)
+                twin_oracle, twin_shared = self._twin_original(region, roots)
+            except RUN_ERRORS as error:
+                yield f"site {anchor}: not checked alone: {first_line(error)}"
+                return
+            try:
+                candidate = self._new_value(claim, shared, raised=False)
+                twin = self._new_value(claim, twin_shared, raised=True)
+            except RUN_ERRORS as error:
+                yield Finding("site", anchor, name, f"structure: it does not run: {first_line(error)}")
+                return
+            yield from self._compared(anchor, name, evidence, candidate, twin, twin_oracle)
 
-    def given(self, nodes: str, tensors: Mapping[str, Tensor | int]) -> dict[fx.Node, Tensor | int]:
-        """Boundary values, keyed by the nodes of one side; values that the other side alone reads are left out."""
-        side = {"old": {n.name: n for n in self.boundary}, "new": self._after, "twin": self._twins}[nodes]
-        return {side[name]: value for name, value in tensors.items() if name in side}
+    def _compared(
+        self, anchor: str, name: str, evidence: OutputEvidence, candidate: Tensor, twin: Tensor, twin_oracle: Tensor
+    ) -> Iterator[Finding]:
+        result = compare(anchor, name, evidence, candidate, twin, twin_oracle=twin_oracle, limits=SITE_LIMITS)
+        findings = list(result.findings)
+        if self.run.rewrite_pass.exactness is Exactness.BITWISE:
+            findings += compare_bits(anchor, name, evidence.original, candidate)
+        yield from (Finding("site", f.where, f.case, f"{f.gate}: {f.message}") for f in findings)
 
-    def values(
-        self, regime: regimes.Regime, sizes: Mapping[str, int], generator: torch.Generator
-    ) -> dict[str, Tensor | int]:
-        """One value per boundary node."""
-        made: dict[str, Tensor | int] = {}
-        for node in sorted(self.boundary, key=lambda n: n.name):
+    def _root_values(self, region: Region, regime: regimes.Regime) -> dict[str, Value]:
+        program, generator = self.run.before, torch.Generator().manual_seed(self.seed)
+        made: dict[str, Value] = {}
+        for node in region.roots:
             value = recorded_tensor(node)
-            if value is not None:
-                shape = self._program.concrete_shape(value, sizes)
-                made[node.name] = regime(shape, generator).to(value.dtype)
+            if node in region.free and value is not None:
+                made[node.name] = regime(program.concrete_shape(value, self.case.sizes), generator).to(value.dtype)
+            elif value is not None:
+                made[node.name] = self._kept_values()[node.name]
             else:
-                # Sizes are recomputed from the bound dimensions by the same substitution as shapes.
-                made[node.name] = self._program.concrete_size(node.meta["val"], sizes)
+                made[node.name] = program.concrete_size(node.meta["val"], self.case.sizes)
         return made
 
+    def _kept_values(self) -> dict[str, Tensor]:
+        """What the model computes from the case's integers, before the pass."""
+        if self._kept is None:
+            kept: dict[str, Tensor] = {}
 
-def _new_boundary(new: fx.Node, before: Mapping[str, fx.Node]) -> set[fx.Node]:
-    """Nodes that existed before the pass, where the walk back from the new value stops."""
-    cut: set[fx.Node] = set()
-    pending, seen = [new], {new}
-    while pending:
-        node = pending.pop()
-        if node.name in before and node.op != "get_attr" and not is_parameter_only(node):
-            cut.add(node)
-            continue
-        fresh = [n for n in node.all_input_nodes if n not in seen]
-        seen.update(fresh)
-        pending.extend(fresh)
-    return cut
+            def observe(node: fx.Node, value: Value) -> None:
+                if isinstance(value, Tensor) and not self._regions.is_activation(node):
+                    kept[node.name] = value
 
+            program = self.run.before
+            evaluate(program.graph, program.read, self.case.inputs, observe=observe)
+            self._kept = kept
+        return self._kept
 
-def _old_boundary(old: fx.Node, cut: set[fx.Node]) -> set[fx.Node]:
-    """Values beside the cut that the old side reads too: whatever does not come from the cut is free."""
-    derived = _descendants(cut)
-    boundary: set[fx.Node] = set()
-    pending, seen = ([] if old in cut else [old]), {old}
-    while pending:
-        node = pending.pop()
-        for source in node.all_input_nodes:
-            if source in seen or source in cut:
-                continue
-            seen.add(source)
-            if source in derived or is_parameter_only(source):
-                pending.append(source)
-            else:
-                boundary.add(source)
-    return boundary
+    def _original(self, region: Region, roots: Values) -> tuple[OutputEvidence, dict[str, Value]]:
+        """The old side with its oracle and ensemble, and the values that the new side reads."""
+        before, nodes = self.run.before, self._regions.nodes
+        original = self._old_values(region, nodes, before.read, roots, raised=False)
+        oracle = self._old_values(region, nodes, raised_reader(before), _raised(roots), raised=True)
+        moved = (
+            self._old_values(
+                region, nodes, moved_reader(before, copy, self.seed), self._moved(roots, copy), raised=False
+            )
+            for copy in range(copies_for(original[region.old.name]))
+        )
+        old = region.old.name
+        evidence = scattered(oracle[old], original[old], (m[old] for m in moved))
+        return evidence, {name: original[name] for name in region.shared}
 
+    def _twin_original(self, region: Region, roots: Values) -> tuple[Tensor, dict[str, Value]]:
+        # Folds of earlier passes are rounded in the program but not in its twin.
+        twin = self.twins.before
+        values = self._old_values(region, self.sides[2], twin.read, _raised(roots), raised=True)
+        return values[region.old.name], {name: values[name] for name in region.shared}
 
-def _descendants(nodes: set[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    pending = list(nodes)
-    while pending:
-        for user in pending.pop().users:
-            if user not in found:
-                found.add(user)
-                pending.append(user)
-    return found
+    def _old_values(
+        self,
+        region: Region,
+        nodes: Mapping[str, fx.Node],
+        read: Callable[[str], Tensor],
+        roots: Values,
+        *,
+        raised: bool,
+    ) -> dict[str, Value]:
+        wanted = [nodes[name] for name in (region.old.name, *region.shared)]
+        values = node_values(wanted, read, {nodes[name]: value for name, value in roots.items()}, raised=raised)
+        return {node.name: values[node] for node in wanted}
 
+    def _new_value(self, claim: Claim, shared: Values, *, raised: bool) -> Tensor:
+        nodes, program = (self.sides[3], self.twins.after) if raised else (self.sides[1], self.run.after)
+        new = nodes[claim.new]
+        given = {nodes[name]: value for name, value in shared.items()}
+        result: Tensor = node_values((new,), program.read, given, raised=raised)[new]
+        return result
 
-def _check(
-    site: str, region: _Region, run: PassRun, twin: Program, sizes: Mapping[str, int], seed: int
-) -> Iterator[Finding]:
-    for name, regime in _REGIMES.items():
-        tensors = region.values(regime, sizes, torch.Generator().manual_seed(seed))
-        raised = {n: raised_tensor(v) if isinstance(v, Tensor) else v for n, v in tensors.items()}
-        given, given_raised = region.given("old", tensors), region.given("old", raised)
-        original = node_value(region.old, run.before.read, given, raised=False)
-        oracle = node_value(region.old, raised_reader(run.before), given_raised, raised=True)
-        error = _error(original, oracle)
-        for copy in range(COPIES):
-            moved = node_value(region.old, moved_reader(run.before, copy, seed), given, raised=False)
-            error = torch.maximum(error, _error(moved, oracle))
-        candidate = node_value(region.new, run.after.read, region.given("new", tensors), raised=False)
-        twin_value = node_value(region.twin, twin.read, region.given("twin", raised), raised=True)
-        evidence = OutputEvidence(oracle, original, error if original.is_floating_point() else None)
-        bitwise = run.rewrite_pass.exactness == "bitwise"
-        result = compare(site, name, evidence, candidate, twin_value, limits=SITE_LIMITS, bitwise=bitwise)
-        yield from (Finding("site", f.where, f.case, f"{f.gate}: {f.message}") for f in result.findings)
+    def _moved(self, roots: Values, copy: int) -> dict[str, Value]:
+        return {
+            name: moved_by_one_ulp(name, value, copy, self.seed) if isinstance(value, Tensor) else value
+            for name, value in roots.items()
+        }
 
 
-def _error(value: Tensor, oracle: Tensor) -> Tensor:
-    error = (value.to(torch.float64) - oracle.to(torch.float64)).abs()
-    return torch.where(torch.isfinite(error), error, 0.0)
+def _raised(roots: Values) -> dict[str, Value]:
+    return {name: raised_tensor(value) if isinstance(value, Tensor) else value for name, value in roots.items()}

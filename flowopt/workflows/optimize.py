@@ -104,7 +104,8 @@ def optimize(
         on_progress=on_progress,
     )
     report = settings.report(_outcome(wanted_target, lowered), lowered)
-    decisive = lowered.decisive or _NOT_VERIFIED
+    # Not `or`: a verdict that found a difference is falsy.
+    decisive = _NOT_VERIFIED if lowered.decisive is None else lowered.decisive
     written = bool(decisive) or decisive.outcome is Outcome.NOT_VERIFIED
     # The archive was written by this call, so it may be loaded.
     artifact = Artifact.open(path, trust="code") if written else None

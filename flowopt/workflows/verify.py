@@ -1,10 +1,12 @@
 """Verify: are two models of ours the same function?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowopt.errors import UserError
+from torch import Tensor
+
+from flowopt.errors import MalformedModel, MissingDependency, UserError
 from flowopt.program.loading.load import Trust, load
 from flowopt.program.program import Program
 from flowopt.report.verdict import Finding, Outcome, Verdict
@@ -36,6 +38,7 @@ def verify(
 
     Raises:
         UserError: the reference is an artifact; its file has no float64 form.
+        MissingDependency: the candidate's runtime, or the provider, is not here.
         FlowoptError: a model cannot be loaded.
     """
     original = _opened(reference, trust, provider)
@@ -50,7 +53,26 @@ def verify(
     if differences:
         return Verdict(Outcome.DIFFERENT, differences, seed=seed)
     evidence = collect_evidence(original, seed=seed, on_case=lambda case: on_progress(f"oracle: {case}"))
-    return verify_outputs(evidence, other.run_named, on_case=lambda case: on_progress(f"verifying: {case}"))
+    candidate_run = _CandidateRun(other)
+    verdict = verify_outputs(evidence, candidate_run, on_case=lambda case: on_progress(f"verifying: {case}"))
+    if candidate_run.unusable is not None:
+        raise candidate_run.unusable
+    return verdict
+
+
+class _CandidateRun:
+    """Runs the candidate, and remembers that it could not even be opened: no finding about its numbers."""
+
+    def __init__(self, candidate: Program | Artifact) -> None:
+        self._candidate = candidate
+        self.unusable: MissingDependency | MalformedModel | None = None
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        try:
+            return self._candidate.run_named(inputs)
+        except (MissingDependency, MalformedModel) as error:
+            self.unusable = error
+            raise
 
 
 def _opened(model: Model, trust: Trust, provider: str | None) -> Program | Artifact:

@@ -14,11 +14,11 @@ Refuses when:
     batch-statistics        the norm keeps no running statistics and normalises by the batch in eval mode too
     not-linear-producer     what comes before is neither a convolution nor a linear layer
     multiple-readers        the layer's output, or the norm's saved statistics, are read elsewhere too
-    axis-mismatch           the norm's channel axis is not the layer's output axis (Linear -> BatchNorm1d over (N, L, C))
+    axis-mismatch           the norm's channels are not the layer's outputs (Linear -> BatchNorm1d over (N, L, C))
     not-constant            a weight or a statistic is computed at run time, or state
     tiny-scale              a running variance is below ``min_variance``
     not-finite              a folded weight would overflow its dtype
-    unsupported-spelling    a weight or bias whose size is not the channel count
+    unsupported-spelling    the norm sees some of the layer's channels only; or canonicalize-aten has not run
     missing-metadata        a node without recorded shape
 
 The fold belongs to the call, not to the module: a convolution called twice with a norm after one call keeps its
@@ -54,20 +54,20 @@ _CONVOLUTIONS = (
     _aten.conv2d.padding,
     _aten.conv3d.padding,
 )
-# Position of the argument ``groups``.
-_TRANSPOSED = {
-    _aten.conv_transpose1d.default: 6,
-    _aten.conv_transpose2d.input: 6,
-    _aten.conv_transpose3d.input: 6,
-}
+_TRANSPOSED = (
+    _aten.conv_transpose1d.default,
+    _aten.conv_transpose2d.input,
+    _aten.conv_transpose3d.input,
+)
+_GROUPS_OF_TRANSPOSED = 6
 _EVAL_NORM = _aten._native_batch_norm_legit_no_training.default
-_TRAINING_NORMS = (
-    _aten._native_batch_norm_legit.default,
+# (input, gain, shift, running mean, running variance, training, ...); eval mode is canonicalize-aten's to respell.
+_OTHER_NORMS = (
     _aten._native_batch_norm_legit_functional.default,
     _aten.native_batch_norm.default,
     _aten.batch_norm.default,
 )
-_BATCH_NORMS = (_aten._native_batch_norm_legit.no_stats,)
+_BATCH_NORM = _aten._native_batch_norm_legit.no_stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +85,18 @@ class FoldBatchNorm(RewritePass[Plan]):
     """Fold an eval-mode batch norm into the convolution or linear layer before it."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
-    anchors: ClassVar[tuple[Any, ...]] = (_EVAL_NORM, *_TRAINING_NORMS, *_BATCH_NORMS)
+    anchors: ClassVar[tuple[Any, ...]] = (_EVAL_NORM, *_OTHER_NORMS, _BATCH_NORM)
 
     min_variance: float = 1e-12
     """Smallest running variance plus epsilon that is folded."""
 
     def check(self, site: Site) -> Plan:
         norm = site.node
-        site.require(norm.target not in _TRAINING_NORMS, "train-mode", f"{norm.target} was captured in train mode")
-        site.require(norm.target not in _BATCH_NORMS, "batch-statistics", "the norm has no running statistics")
+        _require_eval_norm(site)
         extra = [u for u in norm.users if u.target is not operator.getitem or u.args[1] != 0]
         site.require(not extra, "multiple-readers", "the norm's saved statistics are read", *extra[:1])
         layer, path = _producer(site)
-        groups, transposed = _layout(site, layer)
+        groups, transposed = _layout(layer)
         plan = Plan(layer, path, next(iter(norm.users)), groups, transposed)
         self._require_foldable(site, plan)
         return plan
@@ -149,6 +148,15 @@ class FoldBatchNorm(RewritePass[Plan]):
         site.require(finite, "not-finite", f"the folded weight of {plan.layer.name} would exceed {limit:.3g}")
 
 
+def _require_eval_norm(site: Site) -> None:
+    norm = site.node
+    without_statistics = norm.target is _BATCH_NORM or None in norm.args[3:5]
+    site.require(not without_statistics, "batch-statistics", "the norm has no running statistics")
+    if norm.target in _OTHER_NORMS:
+        site.require(norm.args[5] is False, "train-mode", f"{norm.target} was captured in train mode")
+        site.refuse("unsupported-spelling", f"{norm.target}: run canonicalize-aten first")
+
+
 def _producer(site: Site) -> tuple[fx.Node, tuple[fx.Node, ...]]:
     """The layer whose output is normalised, and the moving operators between; refuses what does not fit."""
     norm = site.node
@@ -161,17 +169,17 @@ def _producer(site: Site) -> tuple[fx.Node, tuple[fx.Node, ...]]:
     path = tuple(reversed(chain[:-1]))
     rank = site.recorded(layer).dim()
     # Unbatched convolutions have their channels first; everything else that a batch norm accepts has them second.
-    axis = rank - 1 if layer.target is _aten.linear.default else rank - _spatial_axes(layer) - 1
+    axis = rank - 1 if layer.target is _aten.linear.default else rank - _spatial_axes(site, layer) - 1
     at: FeatureAxis | None = feature_axis(layer, axis)
-    site.require(at is not None, "dynamic-shape", f"the channel count of {layer.name} is free", layer)
     source = layer
     for node in path:
         at = None if at is None else follow(node, source, at)
         source = node
+    found = "lost on the way" if at is None else f"axis {at.axis}"
     site.require(
         at is not None and at.axis == 1,
         "axis-mismatch",
-        f"the norm's channels are axis 1, those of {layer.name} are {'lost on the way' if at is None else f'axis {at.axis}'}",
+        f"the norm's channels are axis 1, those of {layer.name} are {found}",
         layer,
     )
     return layer, path
@@ -195,20 +203,16 @@ def _may_move(node: fx.Node, source: fx.Node) -> bool:
     return any(at is not None and follow(node, source, at) is not None for at in places)
 
 
-def _layout(site: Site, layer: fx.Node) -> tuple[int, bool]:
-    position = _TRANSPOSED.get(layer.target)  # type: ignore[arg-type]  # a plain string is simply not in it
-    if position is None:
+def _layout(layer: fx.Node) -> tuple[int, bool]:
+    if layer.target not in _TRANSPOSED:
         return 1, False
-    groups = layer.args[position] if len(layer.args) > position else layer.kwargs.get("groups", 1)
-    if not isinstance(groups, int):
-        site.refuse("dynamic-shape", f"groups of {layer.name} is {groups}", layer)
+    groups = layer.args[_GROUPS_OF_TRANSPOSED] if len(layer.args) > _GROUPS_OF_TRANSPOSED else 1
+    assert isinstance(groups, int)
     return groups, True
 
 
-def _spatial_axes(layer: fx.Node) -> int:
-    weight = layer.args[1]
-    assert isinstance(weight, fx.Node)
-    return int(weight.meta["val"].dim()) - 2
+def _spatial_axes(site: Site, layer: fx.Node) -> int:
+    return site.recorded(_weight_and_bias(layer)[0]).dim() - 2
 
 
 def _scale_and_shift(norm: fx.Node, constant: Any) -> tuple[Tensor, Tensor]:

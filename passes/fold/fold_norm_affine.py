@@ -12,7 +12,7 @@ Refuses when:
     not-a-norm          an rsqrt that belongs to no hand-written norm with a gain
     axis-mismatch       the norm covers more than the last axis, or a reader contracts another axis than the norm's
     post-norm           the output is added into the residual stream (post-norm blocks such as BERT's)
-    not-linear-reader   any other reader
+    not-linear-reader   any other reader, or none but of its size
     graph-output        the output is an output of the model
     not-constant        the gain, the shift, a weight or a bias is computed at run time, or state
     dynamic-shape       the number of features is free
@@ -72,6 +72,7 @@ class FoldNormAffine(RewritePass[Plan]):
         found = tuple(readers(affine.output, at))
         sizes = tuple(r for r in found if r.node.target in _SIZE_READERS)
         linears = tuple(r for r in found if r not in sizes)
+        site.require(bool(linears), "not-linear-reader", "nothing reads the norm's output but its size")
         for reader in linears:
             _require_linear(site, reader)
         for reader in linears:
@@ -182,13 +183,13 @@ def _fold(edit: Edit, reader: Reader, gain: Tensor | None, shift: Tensor | None,
     bias = None if bias_node is None else edit.constant(bias_node)
     new_weight, new_bias = _folded(edit.constant(weight_node), bias, reader, gain, shift)
     name = str(weight_node.target) if weight_node.op == "get_attr" else f"{node.name}.weight"
+    bias_name = f"{name.removesuffix('.weight')}.bias"
+    if bias_node is not None and bias_node.op == "get_attr":
+        bias_name = str(bias_node.target)
     with edit.before(node):
         weight = edit.parameter(name, new_weight, like=weight_node)
         stored_bias = bias_node
         if new_bias is not None and shift is not None:
-            bias_name = (
-                str(bias_node.target) if bias_node is not None and bias_node.op == "get_attr" else f"{node.name}.bias"
-            )
             stored_bias = edit.parameter(bias_name, new_bias, like=bias_node or weight_node)
         new = edit.call(_aten.linear.default, moved[reader.source], weight, stored_bias)
         edit.replace(node, new)

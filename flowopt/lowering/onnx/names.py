@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flowopt.program.program import Program
-from flowopt.runtime.interface import output_shapes
 
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 
@@ -44,7 +43,7 @@ def name_interface(model: Any, program: Program) -> tuple[str, ...]:
     for value in _values(model):
         if value.shape is not None:
             value.shape = onnx_ir.Shape([_renamed(d, symbols) for d in value.shape])
-    shapes = [*(program.shape(name) for name in inputs), *output_shapes(program)]
+    shapes = [*(program.shape(name) for name in inputs), *program.output_shapes()]
     for value, name, shape in zip((*graph.inputs, *graph.outputs), (*inputs, *outputs), shapes, strict=True):
         value.name = name
         value.shape = onnx_ir.Shape(shape)

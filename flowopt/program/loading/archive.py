@@ -1,15 +1,17 @@
 """Load an archive of ``torch.export.save``."""
 
 import hashlib
-import warnings
+import re
 import zipfile
 from pathlib import Path
 
 from flowopt.errors import MalformedModel, Untrusted
+from flowopt.ir.quiet import quiet
 from flowopt.program.from_exported import program_from_exported
 from flowopt.program.program import Program, Provenance
 
 _LFS_POINTER = b"version https://git-lfs"
+_GRAPH = re.compile(r"[^/]+/models/[^/]+\.json")
 
 
 def load_archive(path: Path, *, trust: str) -> Program:
@@ -30,15 +32,15 @@ def load_archive(path: Path, *, trust: str) -> Program:
     import torch
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             exported = torch.export.load(path).run_decompositions({})
     except Exception as error:
         # torch raises whatever the file provokes; the user needs the file's name and the first line.
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise MalformedModel(
             f"torch.export cannot load {path.name}: {type(error).__name__}: {first}",
-            hint=f"export it again with torch {torch.__version__}; outputs of library classes need that library imported",
+            hint=f"export it again with torch {torch.__version__}; "
+            "outputs of library classes need that library imported",
         ) from error
     provenance = Provenance(path.name, torch.__version__, _sha256(path))
     return program_from_exported(exported, {}, provenance)
@@ -64,13 +66,31 @@ def _require_archive(path: Path) -> None:
             f"{path.name} is no zip archive: cut off, or of another format",
             hint="save models with torch.export.save(torch.export.export(model, args), path)",
         )
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    if any(name.endswith("data.pkl") for name in names) and not any("models/" in name for name in names):
+    names = _members(path)
+    if any(_GRAPH.fullmatch(name) for name in names):
+        return
+    if any(name.endswith("constants.pkl") for name in names):
+        raise MalformedModel(
+            f"{path.name} is TorchScript (torch.jit.save), not a torch.export archive",
+            hint="export the model with torch.export, or name its factory: flowopt optimize package.module:factory",
+        )
+    if any(name.endswith("data.pkl") for name in names):
         raise MalformedModel(
             f"{path.name} is a pickle of torch.save (a module or a state dict), not a torch.export archive",
             hint="name a factory that builds and loads it: flowopt optimize package.module:factory",
         )
+
+
+def _members(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise MalformedModel(f"{path.name} is a damaged zip archive: {error}", hint="download it again") from error
+    # Weights are archives themselves: of a file that is cut off, Python finds the last whole one inside.
+    if min((m.header_offset for m in members), default=0) > 0:
+        raise MalformedModel(f"{path.name} is a damaged zip archive: its end is missing", hint="download it again")
+    return [m.filename for m in members]
 
 
 def _sha256(path: Path) -> str:

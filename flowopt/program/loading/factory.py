@@ -2,12 +2,14 @@
 
 import importlib
 import sys
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from flowopt.errors import ModelNotFound, UserError
+from flowopt.errors import FlowoptError, MissingDependency, ModelNotFound, UserError
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
 
@@ -29,9 +31,10 @@ def load_factory(text: str, *, eval_mode: bool = False, **options: Any) -> Progr
 
     Raises:
         ModelNotFound: no such module or function.
-        UserError: it returns something else than a model with example inputs.
+        MissingDependency: it, or its module, imports a package that is not installed.
+        UserError: it raises, or returns something else than a model with example inputs.
     """
-    made = _factory(text)()
+    made = _called(text, _factory(text))
     if isinstance(made, Program):
         if options:
             raise UserError(f"{text} returns a captured Program: {sorted(options)} no longer apply")
@@ -46,8 +49,8 @@ def _factory(text: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is not None and not module_name.startswith(error.name):
-            raise  # the module exists; something that it imports does not
+        if error.name is not None and not f"{module_name}.".startswith(f"{error.name}."):
+            raise _lacks(text, error) from error
         raise ModelNotFound(
             f"no module {module_name!r}", hint="run from the folder that holds it, or install its package"
         ) from error
@@ -57,6 +60,31 @@ def _factory(text: str) -> Any:
     if not callable(found):
         raise ModelNotFound(f"module {module_name!r} has no function {name!r}", hint=f"it must return {_FORMS}")
     return found
+
+
+def _called(text: str, factory: Any) -> Any:
+    try:
+        return factory()
+    except ModuleNotFoundError as error:
+        raise _lacks(text, error) from error
+    except (FlowoptError, OSError):
+        raise
+    except Exception as error:
+        # Whatever the user's code raises is the user's: where it was raised says more than its type.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        first = (str(error).splitlines() or [""])[0]
+        where = f"{Path(place.filename).name}:{place.lineno}: {place.line}"
+        raise UserError(
+            f"{text} raised {type(error).__name__}: {first}",
+            why="; ".join(
+                [f"{Path(place.filename).name}:{place.lineno}: {place.line}", *getattr(error, "__notes__", ())]
+            ),
+            hint="call it in Python alone; --debug shows the traceback here",
+        ) from error
+
+
+def _lacks(text: str, error: ModuleNotFoundError) -> MissingDependency:
+    return MissingDependency(f"{text} imports {error.name!r}, which is not installed", hint=f"pip install {error.name}")
 
 
 def _arguments(text: str, made: Any) -> dict[str, Any]:

@@ -38,6 +38,11 @@ def load(model: str | Path, *, trust: Trust = "data", eval_mode: bool = False, *
                 f"{sorted(capture_options)} do not apply to the archive {path.name}: its dimensions are fixed",
                 hint="export it again with other dynamic shapes",
             )
+        if eval_mode:
+            raise UserError(
+                f"the archive {path.name} was captured in one mode and cannot change it",
+                hint="export the model again after model.eval()",
+            )
         return load_archive(path, trust=trust)
     if _FACTORY.fullmatch(str(model)):
         return load_factory(str(model), eval_mode=eval_mode, **capture_options)

@@ -1,0 +1,158 @@
+"""The region of a claim: both sides, and the values where they start.
+
+The new side starts at nodes that existed before the pass: the *shared* values. They are not free to be anything:
+one may be computed from another (two equal subexpressions, of which one replaces the other), or be what a ReLU gave.
+So the region is widened upwards, on the original's side, to *roots* that can hold any number, such as the output of a
+linear layer, and everything in between is computed.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from flowopt.analysis.input_roles import Kind, input_role
+from flowopt.ir.constants import is_parameter_only
+from flowopt.ir.metadata import recorded_tensor
+from flowopt.program.program import Program
+
+_aten = torch.ops.aten
+# What these compute can be any tensor of its shape, for some weights.
+_FREE_PRODUCERS = {
+    _aten.linear.default,
+    _aten.addmm.default,
+    _aten.mm.default,
+    _aten.bmm.default,
+    _aten.matmul.default,
+    _aten.baddbmm.default,
+    _aten.conv1d.default,
+    _aten.conv2d.default,
+    _aten.conv3d.default,
+    _aten.conv1d.padding,
+    _aten.conv2d.padding,
+    _aten.conv3d.padding,
+    _aten.conv_transpose1d.default,
+    _aten.conv_transpose2d.input,
+    _aten.conv_transpose3d.input,
+    _aten.convolution.default,
+    _aten.embedding.default,
+    _aten.scaled_dot_product_attention.default,
+}
+_SUMS = {_aten.add.Tensor, _aten.sub.Tensor}
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One claim's region, by nodes of the graph before the pass.
+
+    Attributes:
+        old: the replaced node.
+        shared: names of the nodes that the new side reads.
+        roots: nodes that get values; ``old`` and every shared node can be computed from them and stored tensors.
+        free: those roots that take any number; the others keep what the model computes from integers.
+    """
+
+    old: fx.Node
+    shared: frozenset[str]
+    roots: tuple[fx.Node, ...]
+    free: frozenset[fx.Node]
+
+
+class Regions:
+    """Finds regions in one program."""
+
+    def __init__(self, program: Program) -> None:
+        self.nodes: dict[str, fx.Node] = {n.name: n for n in program.graph.nodes}
+        self._activations = _activations(program)
+
+    def of(self, old: str, new: fx.Node) -> Region:
+        """Region of the claim that ``new``, of a changed copy of the graph, equals the node called ``old``."""
+        shared = {self.nodes[name] for name in _shared(new, self.nodes)}
+        start = self.nodes[old]
+        roots = shared if start in shared else shared | set(_beside(start, shared))
+        while (bound := self._bound(roots)) is not None:
+            roots = (roots - {bound}) | {n for n in bound.all_input_nodes if not is_parameter_only(n)}
+        free = frozenset(n for n in roots if n in self._activations and recorded_tensor(n) is not None)
+        names = frozenset(n.name for n in shared)
+        return Region(start, names, tuple(sorted(roots, key=lambda n: n.name)), free)
+
+    def is_activation(self, node: fx.Node) -> bool:
+        """True when the node depends on features or embeddings, not on integers alone."""
+        return node in self._activations
+
+    def _bound(self, roots: set[fx.Node]) -> fx.Node | None:
+        """The last root that is not free: it depends on another one, or its operator restricts its values."""
+        for node in sorted(roots, reverse=True):
+            if node.op != "placeholder" and (self._is_restricted(node) or _depends_on(node, roots - {node})):
+                return node
+        return None
+
+    def _is_restricted(self, node: fx.Node) -> bool:
+        value = node.meta.get("val")
+        if isinstance(value, (int, torch.SymInt)):
+            return False  # sizes are bound, and known
+        if node not in self._activations:
+            return not isinstance(value, Tensor)  # a tuple; a tensor keeps what the model computes
+        if node.target in _SUMS:
+            return not all(n in self._activations for n in node.args[:2])
+        return node.target not in _FREE_PRODUCERS
+
+
+def _activations(program: Program) -> set[fx.Node]:
+    """Values that depend on features or embeddings; the others are made of integers: positions, masks, sizes."""
+    roles = {i.name: input_role(program.node(i.name), program.example.get(i.name)) for i in program.inputs}
+    found: set[fx.Node] = set()
+    node: fx.Node
+    for node in program.graph.nodes:
+        is_size = isinstance(node.meta.get("val"), (int, torch.SymInt))
+        is_feature = node.op == "placeholder" and roles[node.name].kind is Kind.FEATURES
+        is_derived = any(n in found for n in node.all_input_nodes)
+        if not is_size and (is_feature or is_derived or node.target is _aten.embedding.default):
+            found.add(node)
+    return found
+
+
+def _shared(new: fx.Node, known: Mapping[str, fx.Node]) -> Iterator[str]:
+    """Names of the nodes that existed before, where the walk back from the new value stops."""
+    pending, seen = [new], {new}
+    while pending:
+        node = pending.pop()
+        if node.name in known and node.op != "get_attr" and not is_parameter_only(node):
+            yield node.name
+            continue
+        fresh = [n for n in node.all_input_nodes if n not in seen]
+        seen.update(fresh)
+        pending.extend(fresh)
+
+
+def _beside(old: fx.Node, shared: set[fx.Node]) -> Iterator[fx.Node]:
+    """What the old side reads beside the shared values: the last nodes before it that do not come from them."""
+    pending, seen = [old], {old}
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source in seen or source in shared:
+                continue
+            seen.add(source)
+            if is_parameter_only(source) or _depends_on(source, shared):
+                pending.append(source)
+            else:
+                yield source
+
+
+def _depends_on(node: fx.Node, others: set[fx.Node]) -> bool:
+    """True when ``node`` is computed from one of the others."""
+    if not others:
+        return False
+    first = min(others)
+    pending, seen = list(node.all_input_nodes), set[fx.Node]()
+    while pending:
+        current = pending.pop()
+        if current in others:
+            return True
+        # Nothing before the first of the others depends on them.
+        if current in seen or current < first:
+            continue
+        seen.add(current)
+        pending.extend(current.all_input_nodes)
+    return False
