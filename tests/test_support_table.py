@@ -115,8 +115,9 @@ def mutated_buffer(folder: Path) -> None:
     assert [i.name for i in result.program.inputs] == ["state_steps", "x"]
     assert result.artifact is not None
     first = result.artifact.run(x := torch.randn(2, 3, 8))
-    second = result.artifact.run(x, state_steps=first["state_steps.next"])
     assert isinstance(first, dict)
+    second = result.artifact.run(x, state_steps=first["state_steps.next"])
+    assert isinstance(second, dict)
     assert float(second["state_steps.next"]) == float(first["state_steps.next"]) + 1
 
 

