@@ -1,76 +1,35 @@
 """Die, or fail, at every operation on the disk: the artifact is always the old one or the new one, whole."""
 
-import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from flowopt.lowering.staging import Staging
 from flowopt.runtime.artifact import Artifact
 from tests.lowering import models
 from tests.lowering.build import Built, build_torch, built, report_of
+from tests.lowering.publish import LAST, REPORT, counted, publish
 
-OPERATIONS = ("open", "replace", "fsync", "unlink")
-LAST = 200
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Died(BaseException):
     """Stands for an interrupt: not an Exception."""
 
 
-def publish(new: Built, folder: Path) -> None:
-    """Write an artifact that is built already: the file operations alone."""
-    with Staging(folder) as staging:
-        for name in new.lowered.weights:
-            content = (new.folder / name).read_bytes()
-            assert staging.weights([content[:100], content[100:]]) == (name,)
-        model = staging.temporary(".onnx")
-        model.write_bytes((new.folder / "model.onnx").read_bytes())
-        staging.commit(model, "model.onnx", report_of(new.program, level="basic"))
-
-
-def publish_torch(archive: Path, folder: Path) -> None:
-    """The same with a torch archive: the artifact's target changes."""
-    with Staging(folder) as staging:
-        model = staging.temporary(".pt2")
-        model.write_bytes(archive.read_bytes())
-        staging.commit(model, "model.pt2", json.dumps({"target": "torch"}))
-
-
-def counted(patch: Callable[[str, object], None], at: int, then: Callable[[], None]) -> None:
-    """Let the ``at``-th operation of this process do ``then`` instead."""
-    count = iter(range(LAST))
-
-    def wrapped(name: str) -> Callable[..., object]:
-        original = getattr(os, name)
-
-        def operation(*args: object, **kwargs: object) -> object:
-            if next(count, None) == at:
-                then()
-            return original(*args, **kwargs)
-
-        return operation
-
-    for name in OPERATIONS:
-        patch(name, wrapped(name))
-
-
-def killed(publish: Callable[[], None], at: int) -> bool:
-    """Publish in a forked process that dies at an operation. True when it died."""
-    child = os.fork()
-    if child == 0:
-        counted(lambda name, value: setattr(os, name, value), at, lambda: os._exit(9))
-        try:
-            publish()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+def killed(source: Path, model_name: str, folder: Path, at: int) -> bool:
+    """Publish in a process that dies at an operation. True when it died."""
+    command = [sys.executable, "-m", "tests.lowering.publish", str(source), model_name, str(folder), str(at)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 9), done.stderr
+    return done.returncode == 9
 
 
 def which(folder: Path, old: Built, new: Built) -> str:
@@ -102,7 +61,9 @@ def old() -> Iterator[Built]:
 
 @pytest.fixture
 def new() -> Iterator[Built]:
-    yield built(models.tied)
+    made = built(models.tied)
+    (made.folder / REPORT).write_text(report_of(made.program, level="basic"))
+    yield made
 
 
 def test_killed_at_every_operation(tmp_path: Path, old: Built, new: Built) -> None:
@@ -110,10 +71,10 @@ def test_killed_at_every_operation(tmp_path: Path, old: Built, new: Built) -> No
     for at in range(LAST):
         folder = tmp_path / str(at)
         shutil.copytree(old.folder, folder)
-        if not killed(functools.partial(publish, new, folder), at):
+        if not killed(new.folder, "model.onnx", folder, at):
             break
         seen.append(which(folder, old, new))
-        publish(new, folder)
+        publish(new.folder, "model.onnx", folder)
         assert {f.name for f in folder.iterdir()} == {"model.onnx", "report.json", *new.lowered.weights}
     assert len(seen) > 15 and set(seen) == {"old", "new"}
     # One commit point: old up to it, new from it on.
@@ -134,14 +95,14 @@ def test_failing_at_every_operation(
         try:
             with monkeypatch.context() as context:
                 counted(lambda name, value: context.setattr(os, name, value), at, fail)
-                publish(new, folder)
+                publish(new.folder, "model.onnx", folder)
         except BaseException as error:
             if error is not failure and error.__cause__ is not failure:
                 raise
         else:
             break
         seen.append(which(folder, old, new))
-        publish(new, folder)
+        publish(new.folder, "model.onnx", folder)
         assert {f.name for f in folder.iterdir()} == {"model.onnx", "report.json", *new.lowered.weights}
     assert len(seen) > 15 and seen == sorted(seen, reverse=True)
 
@@ -149,22 +110,23 @@ def test_failing_at_every_operation(
 def test_killed_on_the_first_build_leaves_no_artifact_or_a_whole_one(tmp_path: Path, new: Built) -> None:
     for at in range(0, LAST, 3):
         folder = tmp_path / str(at)
-        if not killed(functools.partial(publish, new, folder), at):
+        if not killed(new.folder, "model.onnx", folder, at):
             break
         if (folder / "model.onnx").exists():
             require_runs(Artifact.open(folder), new)
-        publish(new, folder)
+        publish(new.folder, "model.onnx", folder)
         assert {f.name for f in folder.iterdir()} == {"model.onnx", "report.json", *new.lowered.weights}
 
 
 def test_killed_while_the_target_changes(tmp_path: Path, old: Built) -> None:
     build_torch(old.program, tmp_path / "torch")
     archive = tmp_path / "torch" / "model.pt2"
+    (archive.parent / REPORT).write_text(json.dumps({"target": "torch"}))
     seen = []
     for at in range(LAST):
         folder = tmp_path / str(at)
         shutil.copytree(old.folder, folder)
-        if not killed(functools.partial(publish_torch, archive, folder), at):
+        if not killed(archive.parent, "model.pt2", folder, at):
             break
         artifact = Artifact.open(folder, trust="code")
         assert (
@@ -174,6 +136,6 @@ def test_killed_while_the_target_changes(tmp_path: Path, old: Built) -> None:
         )
         require_runs(artifact, old)
         seen.append(artifact.target)
-        publish_torch(archive, folder)
+        publish(archive.parent, "model.pt2", folder)
         assert {f.name for f in folder.iterdir()} == {"model.pt2", "report.json"}
     assert set(seen) == {"cpu", "torch"} and seen == sorted(seen)
