@@ -60,7 +60,7 @@ def follow(node: fx.Node, source: fx.Node, at: FeatureAxis) -> FeatureAxis | Non
     if target in _RESHAPES:
         return _through_reshape(node, source, at)
     if target in _SPLITS:
-        return None if target is _aten.unbind.int and _axis(node, source, 1) == at.axis else at
+        return at
     if target is operator.getitem:
         return _through_getitem(node, source, at)
     order = axis_order(node)

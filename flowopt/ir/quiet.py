@@ -5,7 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-_NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+_NOISY = ("torch.onnx", "torch.export", "torch._subclasses.fake_tensor", "onnxscript", "onnx_ir")
 
 
 @contextlib.contextmanager

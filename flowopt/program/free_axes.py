@@ -21,7 +21,8 @@ class FreeAxes:
     Attributes:
         shapes: ``dynamic_shapes`` for ``torch.export``, with one ``Dim`` per dimension name.
         names: per flat input (``ids``, ``images_0``: export's spelling of nesting) the name of each free axis.
-        arguments: the example inputs, repeated along free axes of size 1: torch.export would fix such an axis.
+        arguments: the example inputs as tensor objects of their own, repeated along free axes of size 1: torch.export
+            would fix such an axis.
     """
 
     shapes: dict[str, Any]
@@ -75,6 +76,8 @@ class _Walk:
         return shape, pytree.tree_unflatten([part for _, part in walked], structure)
 
     def _tensor(self, path: tuple[str, ...], spec: Any, value: Tensor) -> tuple[Any, Tensor]:
+        # torch.export takes one tensor object given twice, or given as an input and stored as a weight, for one value.
+        value = value.detach()
         if spec is None:
             return None, value
         axes = self._axes(".".join(path), spec, value.dim())

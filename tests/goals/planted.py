@@ -30,7 +30,7 @@ def _plant(rewrite_pass: type[RewritePass], model: Callable[[], nn.Module]) -> C
 
 
 def _planted(rewrite_pass: type[RewritePass], model: Callable[[], nn.Module]) -> Plant:
-    return Plant(rewrite_pass(), models.program(model()))
+    return Plant(rewrite_pass(), models.program(model))
 
 
 WRONG: dict[str, Callable[[], Plant]] = {

@@ -1,5 +1,8 @@
 """Small models for planted passes: features in, a batch norm first, two free dimensions."""
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,8 +16,10 @@ CHANNELS, WIDTH = 6, 8
 TRACED_BATCH, TRACED_LENGTH = 4, 6
 
 
-def program(module: nn.Module) -> Program:
-    """The model with random weights, captured with free batch and sequence."""
+@cache
+def program(model: Callable[[], nn.Module]) -> Program:
+    """The model with random weights, captured with free batch and sequence. No pipeline changes it."""
+    module = model()
     randomise(module, seed=7)
     x = torch.randn(TRACED_BATCH, CHANNELS, TRACED_LENGTH, generator=torch.Generator().manual_seed(7))
     return capture(

@@ -87,7 +87,7 @@ class RootOfSquare(RewritePass[fx.Node]):
 
     def check(self, site: Site) -> fx.Node:
         square = first_input(site.node)
-        is_square = square.target is aten.pow.Tensor_Scalar and square.args[1] == 2
+        is_square = square.target is aten.pow.Tensor_Scalar and bool(square.args[1] == 2)
         site.require(is_square, "unsupported-spelling", "it is no root of a square", square)
         return first_input(square)
 

@@ -39,6 +39,28 @@ def test_the_order_of_inputs_is_that_of_forward() -> None:
     assert [i.name for i in program.inputs] == ["x", "y"]
 
 
+@pytest.mark.parametrize("dynamic", [{}, {"x": {0: "batch"}, "y": {0: "batch"}}])
+def test_one_tensor_given_for_two_inputs_stays_two_inputs(dynamic: Any) -> None:
+    same = torch.ones(5, 3)
+    program = capture(TwoInputs().eval(), (same, same), dynamic=dynamic)
+    x, y = torch.randn(5, 3), torch.randn(5, 3)
+    torch.testing.assert_close(program.run(x, y), x + 2 * y, rtol=0, atol=0)
+
+
+def test_a_weight_given_as_an_input_stays_an_input() -> None:
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((3,), 2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight
+
+    module = Weighted().eval()
+    program = capture(module, (module.weight,))
+    torch.testing.assert_close(program.run(torch.ones(3)), torch.full((3,), 2.0), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("by_name", [False, True])
 def test_inputs_keep_the_names_of_builtins(by_name: bool) -> None:
     class Shadowing(nn.Module):
@@ -339,7 +361,7 @@ class TestRefusals:
             capture(Affine().eval())
 
 
-@pytest.mark.parametrize("name", ["bert", "digits-vit"])
+@pytest.mark.parametrize("name", [pytest.param("bert", marks=pytest.mark.slow), "digits-vit"])
 def test_no_absolute_path_is_left_in_the_metadata(name: str) -> None:
     model = ZOO[name]()
     program = capture(model.module, (), model.kwargs, dynamic=model.dynamic, dims=model.dims)

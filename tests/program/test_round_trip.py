@@ -1,4 +1,5 @@
 import io
+from functools import cache
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.program.models import Affine, Counter, TwoInputs
 from tests.zoo.models import ZOO, randomise
 
 
+@cache
 def two_inputs() -> Program:
     dynamic = {"x": {0: "batch"}, "y": {0: "batch"}}
     return capture(TwoInputs().eval(), (torch.zeros(5, 3), torch.zeros(5, 3)), dynamic=dynamic, dims={"batch": (1, 64)})
@@ -39,7 +41,11 @@ class TestRun:
             ((torch.ones(4, 3),) * 3, {}, "3 positional inputs, but the model takes 2"),
             ((torch.ones(4, 3),) * 2, {"z": 1}, r"unknown: z\n.*the model takes x: float32\[batch, 3\]; y"),
             ((torch.ones(4, 3),) * 2, {"y": 1}, "given twice: y"),
-            ((torch.ones(4, 3), torch.ones(4, 3).double()), {}, r"'y' is float64\[4, 3\], but the model takes y: float32"),
+            (
+                (torch.ones(4, 3), torch.ones(4, 3).double()),
+                {},
+                r"'y' is float64\[4, 3\], but the model takes y: float32",
+            ),
             ((torch.ones(4, 2), torch.ones(4, 3)), {}, r"'x' is float32\[4, 2\].*x: float32\[batch, 3\]"),
             ((torch.ones(3), torch.ones(4, 3)), {}, r"'x' is float32\[3\]"),
             ((torch.ones(4, 3), torch.ones(5, 3)), {}, "dimension 'batch' is 4 in 'x' and 5 in 'y'"),

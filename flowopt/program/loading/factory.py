@@ -76,9 +76,7 @@ def _called(text: str, factory: Any) -> Any:
         where = f"{Path(place.filename).name}:{place.lineno}: {place.line}"
         raise UserError(
             f"{text} raised {type(error).__name__}: {first}",
-            why="; ".join(
-                [f"{Path(place.filename).name}:{place.lineno}: {place.line}", *getattr(error, "__notes__", ())]
-            ),
+            why="; ".join([where, *getattr(error, "__notes__", ())]),
             hint="call it in Python alone; --debug shows the traceback here",
         ) from error
 

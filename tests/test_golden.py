@@ -1,0 +1,80 @@
+"""Graphs before and after each pass, as people read them.
+
+Where a text changed on purpose, the assertion's message is the new content of the file.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flowopt.ir.text import graph_text
+from flowopt.passes.cleanup.canonicalize_aten import CanonicalizeAten
+from flowopt.passes.fold.fold_batch_norm import FoldBatchNorm
+from flowopt.passes.fold.fold_norm_affine import FoldNormAffine
+from flowopt.pipeline.runner import run_passes
+from flowopt.program.capture import capture
+from flowopt.program.program import Program
+from flowopt.rewrite import RewritePass
+from tests.passes.programs import Written, decomposed
+
+FOLDER = Path(__file__).resolve().parent / "golden"
+LONGEST = 40
+
+
+def conv_called_twice() -> tuple[Program, RewritePass[Any]]:
+    module = Written(
+        lambda m, x: m.norm(m.conv(x)) + m.conv(x.flip(0)), conv=nn.Conv1d(3, 4, 2, bias=False), norm=nn.BatchNorm1d(4)
+    )
+    return capture(module.eval(), (torch.zeros(2, 3, 5),)), FoldBatchNorm()
+
+
+def norm_with_two_readers() -> tuple[Program, RewritePass[Any]]:
+    def forward(m: Written, x: Tensor) -> Tensor:
+        y = m.norm(x)
+        added: Tensor = m.whole(y[:, 0]) + m.part(y.chunk(2, dim=-1)[1])[:, 0]
+        return added
+
+    module = Written(forward, norm=nn.LayerNorm(6), whole=nn.Linear(6, 4, bias=False), part=nn.Linear(3, 4))
+    return capture(module.eval(), (torch.zeros(2, 5, 6),)), FoldNormAffine()
+
+
+def written_rms_norm() -> tuple[Program, RewritePass[Any]]:
+    def forward(m: Written, x: Tensor) -> Tensor:
+        z = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+        projected: Tensor = m.fc(m.gain * z.bfloat16())
+        return projected
+
+    module = Written(forward, gain=nn.Parameter(torch.ones(6)), fc=nn.Linear(6, 4, bias=False)).bfloat16()
+    return capture(module.eval(), (torch.zeros(2, 6, dtype=torch.bfloat16),)), FoldNormAffine()
+
+
+def decomposed_layers() -> tuple[Program, RewritePass[Any]]:
+    module = nn.Sequential(nn.ConvTranspose1d(3, 4, 2, groups=1), nn.LayerNorm(6), nn.Linear(6, 2)).eval()
+    return decomposed(module, torch.zeros(2, 3, 5)), CanonicalizeAten()
+
+
+GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
+    "fold_batch_norm": conv_called_twice,
+    "fold_norm_affine": norm_with_two_readers,
+    "fold_norm_affine_written": written_rms_norm,
+    "canonicalize_aten": decomposed_layers,
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_graph_is_as_recorded(name: str) -> None:
+    program, rewrite_pass = GOLDEN[name]()
+    run = run_passes(program, [rewrite_pass])
+    text = f"before {rewrite_pass.text()}\n{graph_text(program.graph)}\nafter\n{graph_text(run.program.graph)}"
+    path = FOLDER / f"{name}.txt"
+    recorded = path.read_text(encoding="utf-8") if path.exists() else ""
+    assert text == recorded, f"{path.name} should be, if this change is right:\n{text}"
+    assert len(text.splitlines()) <= LONGEST
+
+
+def test_every_golden_file_has_a_case() -> None:
+    assert {path.stem for path in FOLDER.glob("*.txt")} == set(GOLDEN)
