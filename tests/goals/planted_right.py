@@ -131,10 +131,10 @@ class DecomposeLayerNorm(RewritePass[fx.Node]):
         return first_input(site.node)
 
     def rewrite(self, edit: Edit, plan: fx.Node) -> str:
-        gain, shift = edit.anchor.args[2:4]
+        gain, shift, *epsilon = edit.anchor.args[2:5]
         centred = edit.call(aten.sub.Tensor, plan, edit.call(aten.mean.dim, plan, [-1], True))
         square = edit.call(aten.mean.dim, edit.call(aten.mul.Tensor, centred, centred), [-1], True)
-        root = edit.call(aten.rsqrt.default, edit.call(aten.add.Tensor, square, 1e-5))
+        root = edit.call(aten.rsqrt.default, edit.call(aten.add.Tensor, square, *(epsilon or [1e-5])))
         scaled = edit.call(aten.mul.Tensor, edit.call(aten.mul.Tensor, centred, root), gain)
         edit.replace(edit.anchor, edit.call(aten.add.Tensor, scaled, shift))
         return "decomposed"
