@@ -1,5 +1,6 @@
 """The gates: structure, specials, twin, ratio and discrete, for one output on one case."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -145,7 +146,7 @@ def _ratio(
     tiny = torch.finfo(candidate.dtype).smallest_normal
     scale = _row_max(size)
     allowed = limits.largest * _row_max(own) + 4 * roundoff * scale + tiny
-    allowed_rms = limits.rms * _rms(own) + 4 * roundoff * _rms(size) + tiny
+    allowed_rms = _rms_limit(limits, own) * _rms(own) + 4 * roundoff * _rms(size) + tiny
     worst = float((_row_max(error) / allowed).max()) if error.numel() else 0.0
     ratio = max(worst, _rms(error) / allowed_rms)
     figures = Figures(
@@ -165,6 +166,14 @@ def _ratio(
         f"the original's own is {figures.own_error:.2e}"
     )
     return figures, [Finding("ratio", output, case, message)]
+
+
+def _rms_limit(limits: Limits, own: Tensor) -> float:
+    """The limit of the root mean square: where a few elements make up all of it, it is no mean, and theirs counts."""
+    square = own.square()
+    fourth = float(square.square().mean()) if own.numel() else 0.0
+    contributing = own.numel() * float(square.mean()) ** 2 / fourth if fourth > 0 else float("inf")
+    return limits.rms + (limits.largest - limits.rms) / math.sqrt(max(contributing, 1.0))
 
 
 def _power(allowed: Tensor, scale: Tensor) -> float:

@@ -134,12 +134,13 @@ def _product(site: Site) -> Product:
 
 def _repeated(stack: fx.Node) -> fx.Node | None:
     """The one matrix that a stack of matrices repeats: linear over a non-contiguous input decomposes to that."""
-    shape = _sizes(stack)
+    shape = _sizes(stack)[1:]
     # Whatever the reshapes in between: repetitions of a matrix, cut into pieces of its shape, are that matrix.
     while stack.target is _aten.reshape.default:
         stack = stack.args[0]  # type: ignore[assignment]  # a reshape's input is a node
     matrix = stack.args[0] if stack.target is _aten.expand.default else None
-    return matrix if isinstance(matrix, fx.Node) and _sizes(matrix) == shape[1:] else None
+    is_whole = _sizes(matrix) == shape == _sizes(stack)[-2:]
+    return matrix if isinstance(matrix, fx.Node) and is_whole else None
 
 
 def _sizes(node: Any) -> tuple[str, ...]:

@@ -80,8 +80,15 @@ def test_linear_over_a_transposed_input_becomes_linear_again() -> None:
 
 
 def test_refuses_bmm_when_a_vector_is_repeated_into_the_matrix() -> None:
-    program = program_of(lambda m, x: torch.bmm(x, m.w.expand(2, 4, 5)), normal(2, 3, 4), w=stored(1, 5))
-    assert_refuses(CanonicalizeAten(), program, code="unsupported-spelling")
+    def forward(m: Written, x: Tensor) -> list[Tensor]:
+        column = m.row.reshape(4, 1)
+        # In the last stack every matrix has the column's shape, but repeats one element of it.
+        stacks = [m.row.expand(4, 4, 4), column.expand(4, 4, 4), column.expand(4, 4).reshape(4, 4, 1)]
+        return [torch.bmm(x, stack) for stack in stacks]
+
+    assert_refuses(
+        CanonicalizeAten(), program_of(forward, normal(4, 3, 4), row=stored(1, 4)), code="unsupported-spelling"
+    )
 
 
 def test_refuses_a_stack_of_matrices() -> None:

@@ -26,7 +26,7 @@ def assert_folds(model: nn.Module | Program, *inputs: Tensor, norms: int = 1, **
 # Right on every kind of layer.
 
 
-@settings(deadline=None, derandomize=True, max_examples=10)
+@settings(deadline=None, derandomize=True, max_examples=8)
 @given(st.lists(convolutions(), min_size=2, max_size=3))
 def test_any_convolution_folds(cases: list[tuple[nn.Module, Tensor]]) -> None:
     module, inputs = together(cases)
@@ -48,7 +48,7 @@ def test_any_of_many_convolutions_folds(cases: list[tuple[nn.Module, Tensor]]) -
     assert_folds(module, *inputs, norms=len(cases))
 
 
-@settings(deadline=None, derandomize=True, max_examples=6)
+@settings(deadline=None, derandomize=True, max_examples=4)
 @given(st.lists(linear_layers(), min_size=2, max_size=4))
 def test_any_linear_layer_folds(cases: list[tuple[nn.Module, Tensor]]) -> None:
     module, inputs = together(cases)

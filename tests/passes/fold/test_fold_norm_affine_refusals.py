@@ -133,7 +133,7 @@ def test_refuses_a_reader_that_is_not_linear() -> None:
             m.fc(torch.relu(m.norm(x))),
             m.narrow(m.norm(x)[..., ::2]),
             m.narrow(m.norm(x).unflatten(-1, (2, 3))),
-            m.fc(m.norm(x).reshape(2, WIDTH, 4).mT),
+            m.fc(m.norm(x).mT.reshape(2, 4, WIDTH)),
             m.norm(x) @ x.mT,
             F.linear(x, m.norm(x[0])),
             F.linear(x, m.fc.weight, m.fc(x)[0, 0] + m.norm(x)[0, :5, 0].mean()),
