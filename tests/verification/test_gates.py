@@ -156,6 +156,8 @@ class TestRatio:
         candidate[0, 1] += 6e-3
         assert gates_of(compare("y", "c", known, candidate, None, limits=MODEL_LIMITS)) == ["ratio"]
         assert compare("y", "c", known, candidate, None, limits=SITE_LIMITS).findings == ()
+        candidate[0, 1] += 3e-3
+        assert gates_of(compare("y", "c", known, candidate, None, limits=SITE_LIMITS)) == ["ratio"]
 
     def test_zero_rows_must_stay_zero(self) -> None:
         oracle = torch.zeros(2, 64, dtype=torch.float64)
