@@ -1,5 +1,6 @@
 """Small models for planted passes: features in, a batch norm first, two free dimensions."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache
 
@@ -30,7 +31,7 @@ def program(model: Callable[[], nn.Module]) -> Program:
     )
 
 
-class Stem(nn.Module):
+class Stem(nn.Module, ABC):
     """(batch, channels, sequence) through a convolution and a batch norm to (batch, sequence, width)."""
 
     def __init__(self) -> None:
@@ -43,8 +44,9 @@ class Stem(nn.Module):
         result: Tensor = self.head(self.body(self.norm(self.conv(x)).transpose(1, 2)))
         return result
 
+    @abstractmethod
     def body(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What lies between the norm and the head."""
 
 
 class Rectifying(Stem):
