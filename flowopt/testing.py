@@ -162,7 +162,7 @@ def _digest(model: "nn.Module | Program") -> str:
 def _bytes(tensor: "Tensor") -> bytes:
     import torch
 
-    return bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return bytes(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _assert_counts(when: str, census: Mapping[str, int], wanted: Mapping[str, int]) -> None:
