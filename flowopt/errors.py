@@ -26,15 +26,18 @@ class FlowoptError(Exception):
         message: what went wrong, with the names and values.
         why: the reason, when it is not obvious from the message.
         hint: what to try; a full command where there is one.
+        retry: options with which the same command can go on, such as ``(("--trust", "code"),)``. The command line
+            prints the whole command; Python callers read the hint.
     """
 
     exit_code: ClassVar[int] = 70
 
-    def __init__(self, message: str, *, why: str = "", hint: str = "") -> None:
+    def __init__(self, message: str, *, why: str = "", hint: str = "", retry: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.why = why
         self.hint = hint
+        self.retry = retry
 
     def __str__(self) -> str:
         lines = [self.message]

@@ -1,0 +1,1 @@
+"""ONNX files: what they would read, found in the bytes before any library parses them."""
