@@ -1,0 +1,69 @@
+"""Which operators a file may name.
+
+torch finds an operator by walking attributes from ``torch``, ``operator`` or ``math``, so a name is a way to any
+function that these modules can reach. Allowed are the ATen and prims operators of the dispatcher, the symbolic
+arithmetic of export, and the control flow that export writes.
+"""
+
+import re
+from typing import Final
+
+from flowopt.errors import Untrusted
+
+_DISPATCHED: Final = re.compile(r"torch\.ops\.(aten|prims)\.([A-Za-z_]\w*)(\.[A-Za-z_]\w*)?")
+_CUSTOM: Final = re.compile(r"torch\.ops\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)(\.[A-Za-z_]\w*)?")
+# from_file maps and even creates files by name, save writes one; the others give a tensor memory that nobody checked,
+# or act on the process. (rebuild also refuses names that only TorchScript's interpreter knows.)
+_FORBIDDEN: Final = frozenset(
+    "from_file save set set_ set_data data resize resize_ resize_as resize_as_ _resize_output _resize_output_ "
+    "_copy_from_and_resize sparse_resize sparse_resize_ sparse_resize_and_clear sparse_resize_and_clear_ "
+    "resize_as_sparse resize_as_sparse_ _nested_view_from_buffer _nested_view_from_buffer_copy "
+    "_nested_view_from_jagged _nested_view_from_jagged_copy _sparse_coo_tensor_unsafe _sparse_csr_tensor_unsafe "
+    "_sparse_csc_tensor_unsafe _sparse_bsr_tensor_unsafe _sparse_bsc_tensor_unsafe _sparse_compressed_tensor_unsafe "
+    "_print warn record_stream manual_seed seed set_grad_enabled".split()
+)
+_DUNDERS: Final = frozenset("__and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__".split())
+_SYMBOLIC: Final = frozenset(
+    "_operator.eq _operator.ne _operator.le _operator.ge _operator.lt _operator.gt _operator.neg _operator.pos "
+    "_operator.mul _operator.add _operator.sub _operator.floordiv _operator.mod _operator.pow _operator.truediv "
+    "_operator.and_ _operator.or_ _operator.getitem torch.sym_int torch.sym_float torch.sym_ite torch.sym_max "
+    "torch.sym_min torch.sym_not torch.sym_sqrt torch.sym_sum torch._sym_sqrt torch._sym_log2 torch._sym_cos "
+    "torch._sym_sin torch._sym_tan torch._sym_cosh torch._sym_sinh torch._sym_tanh torch._sym_asin torch._sym_acos "
+    "torch._sym_atan math.trunc math.ceil math.floor".split()
+)
+_CONTROL_FLOW: Final = frozenset(
+    f"torch.ops.higher_order.{n}"
+    for n in "cond while_loop scan associative_scan map_impl wrap_with_set_grad_enabled wrap_with_autocast "
+    "invoke_subgraph hints_wrapper flex_attention".split()
+)
+
+
+def clean_operator(target: str, where: str) -> str:
+    """The operator's name, unchanged, when a file may name it.
+
+    Raises:
+        Untrusted: a custom operator, or something that is no operator.
+    """
+    if target in _SYMBOLIC or target in _CONTROL_FLOW:
+        return target
+    found = _DISPATCHED.fullmatch(target)
+    if found is not None and _is_allowed(found[2]):
+        return target
+    custom = _CUSTOM.fullmatch(target)
+    if custom is not None and custom[1] not in ("aten", "prims", "higher_order"):
+        raise Untrusted(
+            f"the file calls the custom operator {custom[1]}::{custom[2]}",
+            why=f"{where}: a custom operator is code of its own; flowopt runs those of torch",
+            hint="if you trust the author: import the library that defines it in a factory "
+            "(flowopt optimize package.module:factory), or add --trust code in a process that has imported it",
+        )
+    shown = target if len(target) <= 80 else target[:77] + "..."
+    raise Untrusted(
+        f"the file calls {shown!r}, which is not an operator of a model",
+        why=f"{where}: torch finds it by walking Python attributes, which can lead to any function",
+        hint="ask the owner for a new export, .safetensors or .onnx; if you trust the author: --trust code",
+    )
+
+
+def _is_allowed(name: str) -> bool:
+    return name in _DUNDERS if name.startswith("__") else name not in _FORBIDDEN
