@@ -5,8 +5,20 @@ from typing import Annotated
 import typer
 
 from flowopt.cli.json_file import STDOUT, require_writable, write_json
-from flowopt.cli.loading import load_model
-from flowopt.cli.options import Debug, Dynamic, Eval, Json, Model, Passes, TrustOption
+from flowopt.cli.loading import load_model, load_options
+from flowopt.cli.options import (
+    Debug,
+    Dynamic,
+    Eval,
+    Factory,
+    Inputs,
+    Json,
+    Limit,
+    Model,
+    Passes,
+    Shape,
+    TrustOption,
+)
 from flowopt.pipeline.presets import DEFAULT_PRESET
 from flowopt.pipeline.registry import pass_class
 
@@ -18,9 +30,13 @@ def explain(
         typer.Option("--pass", metavar="NAME", show_default=False, help="Show this pass alone. Repeatable."),
     ] = None,
     passes: Passes = DEFAULT_PRESET,
-    trust: TrustOption = "data",
     eval_mode: Eval = False,
     dynamic: Dynamic = None,
+    shape: Shape = None,
+    inputs: Inputs = None,
+    factory: Factory = None,
+    trust: TrustOption = "data",
+    limit: Limit = None,
     json: Json = None,
     debug: Debug = False,
 ) -> None:
@@ -28,6 +44,7 @@ def explain(
 
     Every site of every pass: applied or refused, with the guard and the source line. Nothing is verified or written.
     """
+    options = load_options(trust, eval_mode, dynamic, factory, shape, inputs, limit)
     require_writable(json)
 
     from flowopt.cli.render import Renderer, progress
@@ -40,7 +57,7 @@ def explain(
         pass_class(name)
     with progress() as show:
         show(f"loading {model}")
-        program = load_model(model, trust=trust, eval_mode=eval_mode, dynamic=dynamic or [])
+        program = load_model(model, options)
         show("looking for rewrites")
         report = run(program, passes=passes, only=only or [])
     if json is not None:

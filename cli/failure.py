@@ -6,8 +6,10 @@ flowopt: what went wrong (exit N)
   try     what to do about it
 """
 
+import shlex
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -32,12 +34,19 @@ def exit_code_of(error: BaseException) -> int:
     return EXIT_IO if isinstance(error, OSError) else EXIT_INTERNAL
 
 
-def described(error: BaseException) -> str:
-    """An error as text: what, where, why, what to try."""
+def described(error: BaseException, arguments: Sequence[str] = ()) -> str:
+    """An error as text: what, where, why, what to try.
+
+    Args:
+        error: what ended the command.
+        arguments: the words of the command, out of which the one to try next is made.
+    """
     code = exit_code_of(error)
     if isinstance(error, FlowoptError):
         where = "\n".join(getattr(error, "__notes__", ()))
         hint = error.hint or (_REPORT_IT if code == EXIT_INTERNAL else "")
+        if error.retry and arguments:
+            hint = "\n".join([_command(arguments, error.retry), *([hint] if hint else [])])
         return _screen(error.message, code, where, error.why, hint)
     if isinstance(error, _UsageError):
         return _usage(error)
@@ -54,6 +63,28 @@ def described(error: BaseException) -> str:
     )
 
 
+def _command(arguments: Sequence[str], retry: Sequence[tuple[str, str]]) -> str:
+    """The same command with other options; one that can be given once is replaced."""
+    words = list(arguments)
+    for option, value in retry:
+        if option in _GIVEN_ONCE:
+            words = _without(words, option)
+        words += [option, value] if value else [option]
+    return shlex.join(["flowopt", *words])
+
+
+def _without(words: Sequence[str], option: str) -> list[str]:
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == option:
+            next(rest, None)
+        elif not word.startswith(f"{option}="):
+            kept.append(word)
+    return kept
+
+
+_GIVEN_ONCE = ("--trust", "--factory")
 _REPORT_IT = "the same command with --debug, which shows the traceback; report it if it points into flowopt"
 
 

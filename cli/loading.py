@@ -1,74 +1,120 @@
 """MODEL becomes a Program, after everything that can be refused without loading it."""
 
-import json
-import zipfile
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowopt.cli.options import Trust
-from flowopt.cli.parsing import parse_dynamic
+from flowopt.cli.parsing import parse_dynamic, parse_limits, parse_shapes
 from flowopt.errors import UserError
+from flowopt.formats.detect import detect
+from flowopt.formats.kinds import Kind
 
 if TYPE_CHECKING:
     from flowopt.program.program import Program
 
 
-def load_model(model: str, *, trust: Trust, eval_mode: bool = False, dynamic: Sequence[str] = ()) -> "Program":
-    """Load an archive or call a factory.
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """The options of a command that say how its MODEL is loaded, as they were typed."""
+
+    trust: Trust = "data"
+    eval_mode: bool = False
+    dynamic: tuple[str, ...] = ()
+    factory: str | None = None
+    shape: tuple[str, ...] = ()
+    inputs: Path | None = None
+    limit: tuple[str, ...] = ()
+
+    @property
+    def capture_words(self) -> tuple[str, ...]:
+        """Those that apply only to what is captured here, as words of a command line."""
+        words = ["--eval"] if self.eval_mode else []
+        words += [word for text in self.dynamic for word in ("--dynamic", text)]
+        words += ["--factory", self.factory] if self.factory is not None else []
+        words += [word for text in self.shape for word in ("--shape", text)]
+        words += ["--inputs", str(self.inputs)] if self.inputs is not None else []
+        return tuple(words)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All that differ from their defaults, as words of a command line."""
+        words = ["--trust", self.trust] if self.trust != "data" else []
+        words += [word for text in self.limit for word in ("--limit", text)]
+        return (*self.capture_words, *words)
+
+    def for_captured(self) -> "LoadOptions":
+        """Without those that apply only to what is captured here."""
+        return LoadOptions(trust=self.trust, limit=self.limit)
+
+
+def load_options(
+    trust: Trust,
+    eval_mode: bool,
+    dynamic: Sequence[str] | None,
+    factory: str | None,
+    shape: Sequence[str] | None,
+    inputs: Path | None,
+    limit: Sequence[str] | None,
+) -> LoadOptions:
+    """The options of a command, checked as far as they can be without the model.
 
     Raises:
-        UserError: an ONNX file, or capture options for an archive, whose graph and dimensions are fixed.
+        UserError: a text of another form.
+    """
+    options = LoadOptions(
+        trust, eval_mode, tuple(dynamic or ()), factory, tuple(shape or ()), inputs, tuple(limit or ())
+    )
+    if factory is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", factory):
+        raise UserError(
+            f"--factory {factory!r} is not package.module:function", hint="such as --factory my_model:build"
+        )
+    parse_dynamic(options.dynamic), parse_shapes(options.shape), parse_limits(options.limit)
+    return options
+
+
+def load_model(model: str, options: LoadOptions) -> "Program":
+    """Load a file or call a factory.
+
+    Raises:
+        UserError: capture options for an archive, whose graph and dimensions are fixed.
         FlowoptError: as ``flowopt.load``.
     """
-    free = parse_dynamic(dynamic)
+    limits = parse_limits(options.limit)
     path = Path(model)
-    if path.suffix == ".onnx" and path.is_file():
+    if options.capture_words and is_archive(path):
         raise UserError(
-            f"{model} is an ONNX file, and flowopt works on captured PyTorch models",
-            hint="give the archive or the factory it was made from; to compare an artifact with its model: "
-            f"flowopt verify MODEL {path.parent}",
-        )
-    if path.is_file() and dynamic:
-        raise UserError(
-            f"--dynamic does not apply to {path.name}: the dimensions of an archive are fixed",
-            why=archive_dimensions(path),
+            f"{options.capture_words[0]} does not apply to {path.name}: an archive is captured already, "
+            "and its dimensions are fixed",
+            why=_dimensions(path),
             hint="export it again with other dynamic_shapes, or name a factory: package.module:factory",
         )
     from flowopt.program.loading.load import load
 
-    return load(model, trust=trust, eval_mode=eval_mode, **free.capture_options())
-
-
-def archive_dimensions(path: Path) -> str:
-    """Inputs of a ``torch.export`` archive with their sizes, such as ``it takes ids (1..64, 128)``.
-
-    Only the graph's JSON text is read, so that no trust is needed. Empty where that is not what is expected: this
-    decorates a message.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            name = next(n for n in archive.namelist() if n.endswith("models/model.json"))
-            exported = json.loads(archive.read(name))
-        graph = exported["graph_module"]["graph"]
-        specs = exported["graph_module"]["signature"]["input_specs"]
-        names = [s["user_input"]["arg"]["as_tensor"]["name"] for s in specs if "user_input" in s]
-        ranges = exported["range_constraints"]
-        return "it takes " + ", ".join(f"{n} ({_sizes(graph['tensor_values'][n], ranges)})" for n in names)
-    except (OSError, ValueError, LookupError, TypeError, StopIteration, zipfile.BadZipFile):
-        return ""
-
-
-def _sizes(tensor: dict[str, Any], ranges: dict[str, dict[str, int | None]]) -> str:
-    return ", ".join(
-        str(size["as_int"]) if "as_int" in size else _range(size["as_expr"]["expr_str"], ranges)
-        for size in tensor["sizes"]
+    return load(
+        model,
+        trust=options.trust,
+        factory=options.factory,
+        shapes=parse_shapes(options.shape),
+        inputs=options.inputs,
+        eval_mode=options.eval_mode,
+        limits=limits,
+        **parse_dynamic(options.dynamic).capture_options(),
     )
 
 
-def _range(expression: str, ranges: dict[str, dict[str, int | None]]) -> str:
-    for symbol, bounds in ranges.items():
-        if f"'{symbol}'" in expression:
-            high = bounds["max_val"]
-            return f"{bounds['min_val']}..{'' if high is None else high}"
-    return "free"
+def is_archive(path: Path) -> bool:
+    """True for a ``torch.export`` archive, whatever its suffix."""
+    return path.is_file() and detect(path).kind is Kind.EXPORT_ARCHIVE
+
+
+def _dimensions(path: Path) -> str:
+    from flowopt.errors import FlowoptError
+    from flowopt.formats.pt2.dimensions import archive_dimensions
+
+    try:
+        return archive_dimensions(path)
+    except (FlowoptError, OSError):
+        return ""  # it decorates a message

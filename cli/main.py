@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        print(described(error), file=sys.stderr)
+        print(described(error, given), file=sys.stderr)
         return exit_code_of(error)
 
 

@@ -7,8 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flowopt.cli.json_file import STDOUT, require_writable, write_json
-from flowopt.cli.loading import load_model
-from flowopt.cli.options import Debug, Dynamic, Eval, Json, Model, Passes, Seed, Trust, TrustOption
+from flowopt.cli.loading import LoadOptions, load_model, load_options
+from flowopt.cli.options import (
+    Debug,
+    Dynamic,
+    Eval,
+    Factory,
+    Inputs,
+    Json,
+    Limit,
+    Model,
+    Passes,
+    Seed,
+    Shape,
+    TrustOption,
+)
 from flowopt.cli.parsing import parse_require
 from flowopt.errors import UserError
 from flowopt.pipeline.presets import DEFAULT_PRESET
@@ -46,7 +59,11 @@ def optimize(
     ] = False,
     eval_mode: Eval = False,
     dynamic: Dynamic = None,
+    shape: Shape = None,
+    inputs: Inputs = None,
+    factory: Factory = None,
     trust: TrustOption = "data",
+    limit: Limit = None,
     seed: Seed = 0,
     json: Json = None,
     debug: Debug = False,
@@ -62,6 +79,7 @@ def optimize(
     required = parse_require(require or [])
     if require_device and (dry_run or verify == "off"):
         raise UserError("--require-device asks for a check that --dry-run and --verify off leave out")
+    options = load_options(trust, eval_mode, dynamic, factory, shape, inputs, limit)
     require_writable(json)
 
     from flowopt.cli.outcome import optimize_code
@@ -78,7 +96,7 @@ def optimize(
         pass_class(name)
     with progress() as show:
         show(f"loading {model}")
-        program = load_model(model, trust=trust, eval_mode=eval_mode, dynamic=dynamic or [])
+        program = load_model(model, options)
         folder = out if out is not None else default_folder(program)
         if not dry_run:
             with Staging(folder):
@@ -100,7 +118,7 @@ def optimize(
         extra = {"verdict": result.verdict, "artifact": str(written) if written else None, "exit_code": code}
         write_json(json, to_json(plain(result.report) | extra))
     if json != STDOUT:
-        last = _last_line(result.report, _verify_command(model, folder, trust, eval_mode, dynamic or []), strict)
+        last = _last_line(result.report, _verify_command(model, folder, options), strict)
         Renderer().optimize(result.report, result.verdict, model, written, last)
     raise typer.Exit(code)
 
@@ -116,9 +134,5 @@ def _last_line(report: "Report", command: str, strict: bool) -> str:
     return ""
 
 
-def _verify_command(model: str, folder: Path, trust: Trust, eval_mode: bool, dynamic: list[str]) -> str:
-    words = ["flowopt", "verify", model, str(folder), "--provider", "cuda"]
-    words += ["--trust", trust] if trust != "data" else []
-    words += ["--eval"] if eval_mode else []
-    words += [word for spec in dynamic for word in ("--dynamic", spec)]
-    return shlex.join(words)
+def _verify_command(model: str, folder: Path, options: LoadOptions) -> str:
+    return shlex.join(["flowopt", "verify", model, str(folder), "--provider", "cuda", *options.words])

@@ -9,7 +9,11 @@ Trust = Literal["data", "weights", "code"]
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", show_default=False, help="A torch.export archive, or package.module:factory."),
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="A file (torch.export archive, state dict, safetensors, pickled module), or package.module:factory.",
+    ),
 ]
 Passes = Annotated[
     str,
@@ -21,18 +25,49 @@ Passes = Annotated[
 ]
 TrustOption = Annotated[
     Trust,
-    typer.Option("--trust", help="What files may do. An archive needs code: loading one can run code it holds."),
+    typer.Option(
+        "--trust", help="What files may do: nothing; hold pickled weights; run code (pickled modules, torch's loader)."
+    ),
 ]
-Eval = Annotated[
-    bool, typer.Option("--eval", help="Capture a factory's model in train mode as it behaves in eval mode.")
-]
+Eval = Annotated[bool, typer.Option("--eval", help="Capture a model in train mode as it behaves in eval mode.")]
 Dynamic = Annotated[
     list[str] | None,
     typer.Option(
         "--dynamic",
         metavar="SPEC",
         show_default=False,
-        help="Free dimension of a factory's inputs, as name=input:axis,input:axis:min..max. Repeatable.",
+        help="Free dimension of the inputs, as name=input:axis,input:axis:min..max. Repeatable.",
+    ),
+]
+Factory = Annotated[
+    str | None,
+    typer.Option(
+        "--factory",
+        metavar="PKG.MODULE:NAME",
+        show_default=False,
+        help="Builds the model that a file of weights belongs to.",
+    ),
+]
+Shape = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME=SIZES",
+        show_default=False,
+        help="Example input, as x=1x3x224x224 or ids=1x128:int64[0..30521]. Repeatable.",
+    ),
+]
+Inputs = Annotated[
+    Path | None,
+    typer.Option("--inputs", metavar="FILE.npz", show_default=False, help="Example inputs, as arrays by name."),
+]
+Limit = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="NAME=VALUE",
+        show_default=False,
+        help="What reading MODEL may cost: memory and json in bytes (8GB), seconds, nodes, members, depth. Repeatable.",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the inputs that verification makes.")]

@@ -1,14 +1,19 @@
-"""What the texts of ``--dynamic`` and ``--require`` mean."""
+"""What the texts of ``--dynamic``, ``--shape``, ``--limit`` and ``--require`` mean."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flowopt.errors import UserError
+from flowopt.formats.limits import DEFAULT_LIMITS, Limits
+from flowopt.program.loading.input_spec import parse_input_spec
 
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _RANGE = re.compile(r"(?P<places>.*):(?P<low>\d+)\.\.(?P<high>\d*)")
+_AMOUNT = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>[KMG]i?B)?", re.IGNORECASE)
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 _FORM = "write name=input:axis[,input:axis...][:min..max], such as --dynamic batch=ids:0,mask:0:1..64"
 
 
@@ -46,6 +51,43 @@ def parse_dynamic(specs: Sequence[str]) -> FreeDimensions:
         for place in places.split(","):
             _add_place(parsed.dynamic, spec, name, place)
     return parsed
+
+
+def parse_shapes(texts: Sequence[str]) -> dict[str, str]:
+    """Input name to shape, out of ``name=sizes[:dtype][[low..high]]``.
+
+    Raises:
+        UserError: a text of another form, or an input that is named twice.
+    """
+    shapes: dict[str, str] = {}
+    for text in texts:
+        name, equals, shape = text.partition("=")
+        if not equals or not _IDENTIFIER.fullmatch(name):
+            raise UserError(f"--shape {text!r} does not start with an input's name and =", hint="such as --shape x=1x3")
+        if name in shapes:
+            raise UserError(f"--shape names {name} twice")
+        parse_input_spec(name, shape)
+        shapes[name] = shape
+    return shapes
+
+
+def parse_limits(texts: Sequence[str]) -> Limits:
+    """Limits out of ``name=value``; bytes may end in KB, MB or GB.
+
+    Raises:
+        UserError: a text of another form, or an unknown limit.
+    """
+    names = [field.name for field in dataclasses.fields(Limits)]
+    values: dict[str, int] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        found = _AMOUNT.fullmatch(value)
+        if name not in names or found is None:
+            raise UserError(
+                f"--limit {text!r} is not name=value", hint=f"one of {', '.join(names)}; such as --limit memory=16GB"
+            )
+        values[name] = int(float(found["number"]) * _UNITS[(found["unit"] or "").upper()])
+    return dataclasses.replace(DEFAULT_LIMITS, **values)
 
 
 def parse_require(texts: Sequence[str]) -> dict[str, int]:

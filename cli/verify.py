@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowopt.cli.json_file import STDOUT, require_writable, write_json
-from flowopt.cli.loading import load_model
-from flowopt.cli.options import Debug, Dynamic, Eval, Json, Seed, Trust, TrustOption
+from flowopt.cli.loading import LoadOptions, is_archive, load_model, load_options
+from flowopt.cli.options import Debug, Dynamic, Eval, Factory, Inputs, Json, Limit, Seed, Shape, TrustOption
 from flowopt.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 def verify(
     reference: Annotated[
         str,
-        typer.Argument(metavar="REFERENCE", show_default=False, help="The original: an archive or a factory."),
+        typer.Argument(
+            metavar="REFERENCE", show_default=False, help="The original: a file or a factory, as for optimize."
+        ),
     ],
     candidate: Annotated[
         str,
-        typer.Argument(metavar="CANDIDATE", show_default=False, help="An artifact's folder, an archive or a factory."),
+        typer.Argument(metavar="CANDIDATE", show_default=False, help="An artifact's folder, a file or a factory."),
     ],
-    trust: TrustOption = "data",
     provider: Annotated[
         str | None,
         typer.Option(
@@ -32,6 +33,11 @@ def verify(
     ] = None,
     eval_mode: Eval = False,
     dynamic: Dynamic = None,
+    shape: Shape = None,
+    inputs: Inputs = None,
+    factory: Factory = None,
+    trust: TrustOption = "data",
+    limit: Limit = None,
     seed: Seed = 0,
     json: Json = None,
     debug: Debug = False,
@@ -42,10 +48,11 @@ def verify(
 
     Exit codes: 0 equivalent, 1 different, 3 inconclusive; others as for optimize.
     """
+    options = load_options(trust, eval_mode, dynamic, factory, shape, inputs, limit)
     require_writable(json)
     if provider is not None and not Path(candidate).is_dir():
         raise UserError(f"--provider applies to artifact folders, and {candidate} is none")
-    _require_factory(reference, candidate, eval_mode, dynamic or [])
+    _require_applies(reference, candidate, options)
 
     from flowopt.cli.outcome import verdict_code
     from flowopt.cli.render import Renderer, progress
@@ -54,8 +61,8 @@ def verify(
 
     with progress() as show:
         show("loading both models")
-        first = _loaded(reference, trust, eval_mode, dynamic or [])
-        second = _loaded(candidate, trust, eval_mode, dynamic or [])
+        first = _loaded(reference, options)
+        second = _loaded(candidate, options)
         verdict = run(first, second, trust=trust, provider=provider, seed=seed, on_progress=show)
     code = verdict_code(verdict)
     if json is not None:
@@ -66,16 +73,20 @@ def verify(
     raise typer.Exit(code)
 
 
-def _require_factory(reference: str, candidate: str, eval_mode: bool, dynamic: list[str]) -> None:
-    if (eval_mode or dynamic) and Path(reference).exists() and Path(candidate).exists():
-        given = "--dynamic" if dynamic else "--eval"
-        raise UserError(f"{given} applies to factories; {reference} and {candidate} are captured already")
+def _require_applies(reference: str, candidate: str, options: LoadOptions) -> None:
+    if options.capture_words and all(_is_captured(Path(model)) for model in (reference, candidate)):
+        raise UserError(
+            f"{options.capture_words[0]} applies to what is captured now; {reference} and {candidate} already are"
+        )
 
 
-def _loaded(model: str, trust: Trust, eval_mode: bool, dynamic: list[str]) -> "Program | str":
+def _loaded(model: str, options: LoadOptions) -> "Program | str":
     """A program; a folder stays a path, which the workflow opens."""
     if Path(model).is_dir():
         return model
-    # The options are for the factory of the two; the other one is fixed already.
-    is_factory = not Path(model).exists()
-    return load_model(model, trust=trust, eval_mode=eval_mode and is_factory, dynamic=dynamic if is_factory else [])
+    # Where one of the two is captured already, the options are for the other.
+    return load_model(model, options.for_captured() if _is_captured(Path(model)) else options)
+
+
+def _is_captured(path: Path) -> bool:
+    return path.is_dir() or is_archive(path)

@@ -43,9 +43,25 @@ class FlowoptError(Exception):
         lines = [self.message]
         if self.why:
             lines.append(f"  why   {self.why}")
-        if self.hint:
-            lines.append(f"  try   {self.hint}")
+        attempts = [f"again with {_keywords(self.retry)}"] if self.retry else []
+        attempts += [self.hint] if self.hint else []
+        if attempts:
+            lines.append("  try   " + "\n        ".join(attempts))
         return "\n".join(lines)
+
+
+def _keywords(retry: tuple[tuple[str, str], ...]) -> str:
+    """Options of the command line as keywords of the Python call."""
+    shapes = [
+        f"{name!r}: {shape!r}"
+        for option, text in retry
+        if option == "--shape"
+        for name, _, shape in [text.partition("=")]
+    ]
+    words = [f"{option[2:]}={text!r}" for option, text in retry if option in ("--trust", "--factory")]
+    words += [f"shapes={{{', '.join(shapes)}}}"] if shapes else []
+    words += ["eval_mode=True" for option, _ in retry if option == "--eval"]
+    return ", ".join(words)
 
 
 class UserError(FlowoptError):

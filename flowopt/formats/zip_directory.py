@@ -64,6 +64,10 @@ def read_directory(file: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Directory
         )
     if start + length > tail:
         raise _damaged("the directory lies behind its own end")
+    if length > limits.json:
+        raise MalformedModel(
+            f"the archive's directory has {length:,} bytes; the limit is {limits.json:,}", hint=f"--limit json={length}"
+        )
     file.seek(start)
     data = file.read(length)
     members, position = [], 0

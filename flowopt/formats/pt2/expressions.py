@@ -41,7 +41,9 @@ _MOST_CHARACTERS: Final = 20_000
 _MOST_DEPTH: Final = 60
 _MOST_DIGITS: Final = 20
 _LARGEST_EXPONENT: Final = 16
-_OWNER: Final = "ask the owner for .safetensors or .onnx, or for a new export; if you trust the author: --trust code"
+_OWNER: Final = (
+    "do not load it: torch never writes such a text; ask for .safetensors or a new export"
+)
 
 
 def clean_expression(text: str, where: str) -> str:

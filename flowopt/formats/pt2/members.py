@@ -16,7 +16,7 @@ _CODE: Final = (
     ("data/constants/opaque_obj_", "an opaque object", "it is a pickle"),
 )
 _ASK: Final = "ask the owner for .safetensors, .onnx or a new export"
-_TRUST: Final = f"{_ASK} · or, if you trust the author: add --trust code"
+_TRUST: Final = f"if you trust its author; else {_ASK}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,14 +54,13 @@ def clean_operator(target: str, where: str) -> str:
         raise Untrusted(
             f"the file calls the custom operator {custom[1]}::{custom[2]}",
             why=f"{where}: a custom operator is code of its own; flowopt runs those of torch",
-            hint="if you trust the author: import the library that defines it in a factory "
-            "(flowopt optimize package.module:factory), or add --trust code in a process that has imported it",
+            hint="name a factory that imports the library with the operator: flowopt optimize package.module:factory",
         )
     shown = target if len(target) <= 80 else target[:77] + "..."
     raise Untrusted(
         f"the file calls {shown!r}, which is not an operator of a model",
         why=f"{where}: torch finds it by walking Python attributes, which can lead to any function",
-        hint="ask the owner for a new export, .safetensors or .onnx; if you trust the author: --trust code",
+        hint="do not load it: torch never writes such a name; ask for .safetensors or a new export",
     )
 
 

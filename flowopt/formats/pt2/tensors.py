@@ -76,7 +76,8 @@ def _stored(key: str, payload: Mapping[str, Any], records: Mapping[str, tuple[in
         raise Untrusted(
             f"the tensor {key!r} is stored as a pickle",
             why=f"{place}: reading a pickle can run any program on this machine",
-            hint="ask the owner for .safetensors, .onnx or a new export; if you trust the author: --trust code",
+            hint="if you trust its author; else ask for .safetensors, .onnx or a new export",
+            retry=(("--trust", "code"),),
         )
     if payload["path_name"] not in records:
         raise MalformedModel(

@@ -31,7 +31,7 @@ STRIDED: Final = 7
 SYMBOL: Final = re.compile(r"[a-z_]{1,8}\d{1,9}")
 _MOST_AXES: Final = 64
 _DEVICE: Final = re.compile(r"[a-z]{2,16}")
-_OWNER: Final = "ask the owner for .safetensors or .onnx; if you trust the author: --trust code"
+_OWNER: Final = "if you trust its author; else ask for .safetensors or .onnx"
 
 
 def device(value: Any, place: Place) -> dict[str, Any]:
@@ -96,6 +96,7 @@ def no_object(value: Any, place: Place) -> Any:
         "the file holds an object of a custom class",
         why=f"{place}: such objects are stored as pickles, and reading a pickle can run any program",
         hint=_OWNER,
+        retry=(("--trust", "code"),),
     )
 
 

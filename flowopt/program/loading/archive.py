@@ -1,101 +1,115 @@
 """Load an archive of ``torch.export.save``."""
 
+import dataclasses
 import hashlib
-import re
-import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from flowopt.errors import MalformedModel, Untrusted
+import torch
+
+from flowopt.errors import FlowoptError, MalformedModel
+from flowopt.formats.limits import DEFAULT_LIMITS, Limits
+from flowopt.formats.pt2.archive import read_archive
 from flowopt.ir.quiet import quiet
 from flowopt.program.from_exported import program_from_exported
+from flowopt.program.loading.rebuild import rebuilt_program
+from flowopt.program.loading.trust import Trust
 from flowopt.program.program import Program, Provenance
+from flowopt.sandbox.isolated import run_isolated
 
-_LFS_POINTER = b"version https://git-lfs"
-_GRAPH = re.compile(r"[^/]+/models/[^/]+\.json")
+_TRIAL = "flowopt.program.loading.trial:try_archive"
+_CHUNK_BYTES = 1 << 20
 
 
-def load_archive(path: Path, *, trust: str) -> Program:
-    """Load a ``.pt2`` archive through torch.
+@dataclass(frozen=True, slots=True)
+class LoadedArchive:
+    """An archive as torch's ``ExportedProgram``, with the text files the exporter added and the file's digest."""
+
+    exported: Any
+    extra: Mapping[str, str]
+    sha256: str
+
+
+def load_archive(path: Path, *, trust: Trust = "data", limits: Limits = DEFAULT_LIMITS) -> Program:
+    """Load a ``.pt2`` archive as a Program. Sample inputs are dropped; sizes keep their ranges.
+
+    Args:
+        path: the archive.
+        trust: ``code`` hands the file to ``torch.export.load``, which runs what it says; else flowopt's own reader
+            takes the data out of it, after a first run in a process of its own.
+        limits: of that reader and process.
 
     Raises:
-        MalformedModel: not a file, or not an archive of ``torch.export``; says what it is instead.
-        Untrusted: ``trust`` is not ``code``.
+        MalformedModel: no archive that torch wrote, damaged, or beyond the limits.
+        Untrusted: a part that torch would run.
+        CaptureError: a graph that flowopt does not handle.
     """
-    _require_archive(path)
-    if trust != "code":
-        raise Untrusted(
-            f"refused {path.name}: torch.export archives can hold code",
-            why="torch.export.load runs pickles, shape expressions and guards that it finds in the file",
-            hint=f"if you trust the author: add --trust code (trust='code'); else ask for a factory: "
-            f"flowopt optimize package.module:factory instead of {path.name}",
-        )
-    import torch
+    loaded = exported_archive(path, trust=trust, limits=limits)
+    with quiet():
+        decomposed = loaded.exported.run_decompositions({})
+    return program_from_exported(decomposed, {}, Provenance(path.name, torch.__version__, loaded.sha256))
 
+
+def exported_archive(path: Path, *, trust: Trust = "data", limits: Limits = DEFAULT_LIMITS) -> LoadedArchive:
+    """The archive as an ``ExportedProgram``; arguments and errors as for ``load_archive``."""
+    if trust == "code":
+        return _with_torch(path)
+    absolute = path.absolute()
+    size = path.stat().st_size
+    seen = run_isolated(
+        _TRIAL, {"path": str(absolute), "limits": dataclasses.asdict(limits)}, limits=limits, extra_memory=size
+    )
+    loaded = with_reader(absolute, path.name, limits)
+    if loaded.sha256 != seen:
+        raise MalformedModel(f"{path.name} changed while it was read", hint="wait until it is written, and run again")
+    return loaded
+
+
+def with_reader(path: Path, name: str, limits: Limits) -> LoadedArchive:
+    """Read an archive with flowopt's own reader, in this process; the weights stay mapped in the file.
+
+    Raises:
+        MalformedModel, Untrusted: as ``load_archive``.
+    """
+    with path.open("rb") as file:
+        archive = read_archive(file, name, limits)
+        try:
+            with quiet():
+                exported = rebuilt_program(archive, file)
+        except FlowoptError:
+            raise
+        except Exception as error:
+            # torch raises whatever a graph that contradicts itself provokes.
+            raise _unreadable(name, error) from error
+    return LoadedArchive(exported, archive.extra, archive.sha256)
+
+
+def _with_torch(path: Path) -> LoadedArchive:
+    # torch fills in every extra file, but only into a dictionary that is not empty.
+    extra: dict[str, Any] = {"": ""}
     try:
         with quiet():
-            exported = torch.export.load(path).run_decompositions({})
+            exported = torch.export.load(path, extra_files=extra)
     except Exception as error:
         # torch raises whatever the file provokes; the user needs the file's name and the first line.
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MalformedModel(
-            f"torch.export cannot load {path.name}: {type(error).__name__}: {first}",
-            hint=f"export it again with torch {torch.__version__}; "
-            "outputs of library classes need that library imported",
-        ) from error
-    provenance = Provenance(path.name, torch.__version__, _sha256(path))
-    return program_from_exported(exported, {}, provenance)
+        raise _unreadable(path.name, error) from error
+    return LoadedArchive(exported, {n: str(text) for n, text in extra.items() if n}, _sha256(path))
 
 
-def _require_archive(path: Path) -> None:
-    if path.is_dir():
-        raise MalformedModel(
-            f"{path} is a folder, not a torch.export archive", hint="flowopt verify takes artifact folders"
-        )
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not head:
-        raise MalformedModel(f"{path.name} is empty", hint="download or export it again")
-    if head.startswith(_LFS_POINTER):
-        raise MalformedModel(f"{path.name} is a Git LFS pointer, not the model", hint="git lfs pull")
-    if head.lstrip()[:1] == b"<":
-        raise MalformedModel(
-            f"{path.name} is an HTML or XML page, not a model", hint="download it again; check the address"
-        )
-    if not zipfile.is_zipfile(path):
-        raise MalformedModel(
-            f"{path.name} is no zip archive: cut off, or of another format",
-            hint="save models with torch.export.save(torch.export.export(model, args), path)",
-        )
-    names = _members(path)
-    if any(_GRAPH.fullmatch(name) for name in names):
-        return
-    if any(name.endswith("constants.pkl") for name in names):
-        raise MalformedModel(
-            f"{path.name} is TorchScript (torch.jit.save), not a torch.export archive",
-            hint="export the model with torch.export, or name its factory: flowopt optimize package.module:factory",
-        )
-    if any(name.endswith("data.pkl") for name in names):
-        raise MalformedModel(
-            f"{path.name} is a pickle of torch.save (a module or a state dict), not a torch.export archive",
-            hint="name a factory that builds and loads it: flowopt optimize package.module:factory",
-        )
-
-
-def _members(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except zipfile.BadZipFile as error:
-        raise MalformedModel(f"{path.name} is a damaged zip archive: {error}", hint="download it again") from error
-    # Weights are archives themselves: of a file that is cut off, Python finds the last whole one inside.
-    if min((m.header_offset for m in members), default=0) > 0:
-        raise MalformedModel(f"{path.name} is a damaged zip archive: its end is missing", hint="download it again")
-    return [m.filename for m in members]
+def _unreadable(name: str, error: Exception) -> MalformedModel:
+    first = next((line for line in str(error).splitlines() if line.strip()), "no message")
+    return MalformedModel(
+        f"{name} is an archive that torch cannot load",
+        why=f"{type(error).__name__}: {first.strip()[:200]}",
+        hint="export it again with torch.export.save; an archive of another version of torch needs that version",
+    )
 
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
+        while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

@@ -3,43 +3,59 @@
 import importlib
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from flowopt.errors import FlowoptError, MissingDependency, ModelNotFound, UserError
 from flowopt.program.capture import capture
+from flowopt.program.loading.from_module import program_of_module
 from flowopt.program.program import Program
 
 _FORMS = (
-    "a flowopt.Program, a tuple (module, args) or (module, args, kwargs), or a dictionary with the arguments of "
-    "flowopt.capture: module, args, kwargs, dynamic, dims"
+    "a flowopt.Program, a tuple (module, args) or (module, args, kwargs), a dictionary with the arguments of "
+    "flowopt.capture (module, args, kwargs, dynamic, dims), or a module alone, whose inputs --shape then gives"
 )
 
 
-def load_factory(text: str, *, eval_mode: bool = False, **options: Any) -> Program:
+def load_factory(
+    text: str,
+    *,
+    eval_mode: bool = False,
+    inputs: Mapping[str, Tensor] | None = None,
+    weights: Callable[[nn.Module], None] | None = None,
+    **options: Any,
+) -> Program:
     """Import a factory, call it without arguments, and capture what it returns.
 
     The current folder is searched too, as ``python -m`` does.
 
     Args:
-        text: ``package.module:function``.
+        text: ``package.module:function``, or a class whose constructor needs no arguments.
         eval_mode: capture a module in train mode as it behaves in eval mode.
+        inputs: example inputs by name; they replace those of the factory.
+        weights: puts weights into the module, before it is captured.
         options: ``dynamic`` and ``dims``; they replace those of a dictionary.
 
     Raises:
         ModelNotFound: no such module or function.
         MissingDependency: it, or its module, imports a package that is not installed.
-        UserError: it raises, or returns something else than a model with example inputs.
+        UserError: it raises, or returns something else than a model, or a model without example inputs.
     """
     made = _called(text, _factory(text))
     if isinstance(made, Program):
-        if options:
-            raise UserError(f"{text} returns a captured Program: {sorted(options)} no longer apply")
+        given = [*options, *(["inputs"] if inputs else []), *(["weights"] if weights else [])]
+        if given:
+            raise UserError(f"{text} returns a captured Program: {sorted(given)} no longer apply")
         return made
     arguments = _arguments(text, made)
+    if weights is not None:
+        weights(arguments["module"])
+    if inputs or arguments.keys() == {"module"}:
+        kept = {name: value for name, value in (arguments | options).items() if name in ("dynamic", "dims")}
+        return program_of_module(arguments["module"], inputs or {}, text, eval_mode=eval_mode, **kept)
     return capture(**(arguments | options), eval_mode=eval_mode)
 
 
@@ -93,4 +109,6 @@ def _arguments(text: str, made: Any) -> dict[str, Any]:
         return dict(made)
     if isinstance(made, tuple) and 2 <= len(made) <= 3 and isinstance(made[0], nn.Module):
         return dict(zip(("module", "args", "kwargs"), made, strict=False))
+    if isinstance(made, nn.Module):
+        return {"module": made}
     raise UserError(f"{text} returns {type(made).__name__}", hint=f"it must return {_FORMS}")
