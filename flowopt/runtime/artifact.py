@@ -1,6 +1,5 @@
 """Artifact: a folder that runs, whatever its target."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol, final
@@ -8,10 +7,11 @@ from typing import Literal, Protocol, final
 from torch import Tensor
 
 from flowopt.errors import MalformedModel, ModelNotFound, Untrusted, UserError
+from flowopt.formats.onnx.containment import CheckedOnnx
 from flowopt.program.interface import Interface, TensorSpec
-from flowopt.runtime.contents import require_intact_weights
-from flowopt.runtime.interface import parsed_interface
-from flowopt.runtime.layout import INTERFACE_KEY, MODEL_FILES, Committed, committed, file_sha256
+from flowopt.runtime.contents import checked_artifact
+from flowopt.runtime.interface import parsed_interface, parsed_interface_text
+from flowopt.runtime.layout import INTERFACE_KEY, MODEL_FILES, ONNX_MODEL, Committed, committed, file_sha256
 from flowopt.runtime.onnx_session import LEVELS, Level, OnnxRunner, open_session
 from flowopt.runtime.providers import CPU_PROVIDER, CUDA_PROVIDER, cuda_available
 from flowopt.runtime.torch_module import TorchRunner, open_exported
@@ -40,13 +40,14 @@ class Artifact:
         target: the target's name; without a report ``cpu`` or ``torch``.
     """
 
-    def __init__(self, found: Committed, provider: str | None) -> None:
+    def __init__(self, found: Committed, provider: str | None, checked: CheckedOnnx | None = None) -> None:
         self.folder = found.model.parent
         self.model_path = found.model
         self.report: dict[str, object] = dict(found.report or {})
         self.target = str(self.report.get("target", "torch" if found.model.suffix == ".pt2" else "cpu"))
         self._sha256 = found.sha256
         self._provider = provider
+        self._checked = checked
         self._runner: Runner | None = None
         self._interface: Interface | None = None
 
@@ -70,17 +71,26 @@ class Artifact:
         Raises:
             ModelNotFound: no such folder.
             MalformedModel: no artifact, or a damaged one.
-            Untrusted: ``model.pt2`` without ``trust="code"``.
+            Untrusted: ``model.pt2`` without ``trust="code"``, or a model that needs a library or runs a program.
         """
         folder = Path(folder)
         if not folder.exists():
             raise ModelNotFound(f"no artifact at {folder}")
+        if (folder / ONNX_MODEL).is_symlink():
+            raise MalformedModel(f"{folder / ONNX_MODEL} is a link", hint="copy the files themselves: cp -rL")
         found = committed(folder) if folder.is_dir() else None
         if found is None:
-            raise MalformedModel(f"{folder} is not an artifact", why=f"it holds neither {' nor '.join(MODEL_FILES)}")
+            raise MalformedModel(
+                f"{folder} is not an artifact",
+                why=f"it holds neither {' nor '.join(MODEL_FILES)}",
+                hint="give the folder that flowopt optimize wrote with -o",
+            )
         if found.model.suffix == ".onnx":
-            require_intact_weights(found.model, check_hash=check_weights)
-        elif trust != "code":
+            checked = checked_artifact(found.model, check_hash=check_weights)
+            if checked.sha256 != found.sha256:
+                raise _replaced(found.model)
+            return Artifact(found, provider, checked)
+        if trust != "code":
             raise Untrusted(
                 f"{found.model} is a torch program",
                 why="torch's loader can run code found in such a file",
@@ -126,7 +136,7 @@ class Artifact:
         if isinstance(runner, TorchRunner):
             return runner.interface
         if isinstance(runner, OnnxRunner) and INTERFACE_KEY in runner.metadata:
-            return parsed_interface(json.loads(runner.metadata[INTERFACE_KEY]))
+            return parsed_interface_text(runner.metadata[INTERFACE_KEY])
         raise MalformedModel(
             f"{self.model_path} has no report and does not say what it takes",
             why="flowopt did not write it",
@@ -139,11 +149,13 @@ class Artifact:
         return self._runner
 
     def _opened(self) -> Runner:
-        if self.model_path.suffix == ".pt2":
+        if self._checked is None:
             return open_exported(self.model_path)
         if not self.model_path.is_file() or file_sha256(self.model_path) != self._sha256:
-            raise MalformedModel(f"{self.model_path} was replaced since it was opened", hint="open it again")
-        return open_session(self.model_path, level=self._level(), providers=self._providers())
+            raise _replaced(self.model_path)
+        runner = open_session(self._checked, level=self._level(), providers=self._providers())
+        self._checked.close()
+        return runner
 
     def _level(self) -> Level:
         runtime = self.report.get("runtime", {})
@@ -151,7 +163,10 @@ class Artifact:
         for level in LEVELS:
             if level == wanted:
                 return level
-        raise MalformedModel(f"report.json asks for optimisation level {wanted!r}; known are {', '.join(LEVELS)}")
+        raise MalformedModel(
+            f"report.json asks for optimisation level {wanted!r}; known are {', '.join(LEVELS)}",
+            hint="build the artifact again",
+        )
 
     def _providers(self) -> tuple[str, ...]:
         wanted = self._provider
@@ -161,3 +176,7 @@ class Artifact:
         if wanted not in names and not wanted.endswith("ExecutionProvider"):
             raise UserError(f"provider {wanted!r}", hint="use cpu, cuda, or a name of ONNX Runtime's")
         return names.get(wanted, tuple(dict.fromkeys((wanted, CPU_PROVIDER))))
+
+
+def _replaced(model: Path) -> MalformedModel:
+    return MalformedModel(f"{model} was replaced since it was opened", hint="open it again")

@@ -1,6 +1,8 @@
 """An interface as JSON values: recorded at lowering, read back when an artifact opens."""
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import torch
 
@@ -37,16 +39,34 @@ def parsed_interface(value: object) -> Interface:
         MalformedModel: the values are not what ``interface_of`` writes.
     """
     section = _mapping(value)
+    inputs = tuple(_spec(i) for i in _sequence(section.get("inputs")))
     outputs = tuple(_spec(o) for o in _sequence(section.get("outputs")))
     single = section.get("single") is True
     if not outputs or (single and len(outputs) != 1):
         raise _malformed(f"{len(outputs)} outputs, single={single}")
+    for specs in (inputs, outputs):
+        if len({spec.name for spec in specs}) != len(specs):
+            raise _malformed("two inputs or two outputs have one name")
     return Interface(
-        inputs=tuple(_spec(i) for i in _sequence(section.get("inputs"))),
+        inputs=inputs,
         outputs=outputs,
         dims={str(name): _range(limits) for name, limits in _mapping(section.get("dims", {})).items()},
         single=single,
     )
+
+
+def parsed_interface_text(text: str) -> Interface:
+    """The interface out of its JSON text.
+
+    Raises:
+        MalformedModel: it is no JSON, or not what ``interface_of`` describes.
+    """
+    try:
+        value = json.loads(text)
+    # The parser recurses: RecursionError where it is nested deeper than the stack.
+    except (ValueError, RecursionError) as error:
+        raise _malformed("it is no JSON") from error
+    return parsed_interface(value)
 
 
 def _described(one: TensorSpec) -> dict[str, object]:
@@ -61,18 +81,28 @@ def _described(one: TensorSpec) -> dict[str, object]:
 def _spec(value: object) -> TensorSpec:
     entry = _mapping(value)
     name, dtype, state = entry.get("name"), _DTYPES.get(str(entry.get("dtype"))), entry.get("state")
-    shape = tuple(s for s in _sequence(entry.get("shape")) if isinstance(s, (int, str)))
-    if not isinstance(name, str) or dtype is None or not isinstance(state, str | None):
-        raise _malformed(f"entry {dict(entry)}")
+    sizes = _sequence(entry.get("shape"))
+    shape = tuple(size for size in sizes if isinstance(size, str) or (_is_integer(size) and size >= 0))
+    if not isinstance(name, str) or dtype is None or not isinstance(state, str | None) or len(shape) != len(sizes):
+        raise _malformed(f"entry {_brief(entry)}")
     return TensorSpec(name, dtype, shape, state)
 
 
 def _range(value: object) -> tuple[int, int | None]:
     limits = _mapping(value)
     low, high = limits.get("minimum"), limits.get("maximum")
-    if not isinstance(low, int) or not isinstance(high, int | None):
-        raise _malformed(f"range {dict(limits)}")
+    if not _is_integer(low) or not (high is None or _is_integer(high)):
+        raise _malformed(f"range {_brief(limits)}")
     return low, high
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    """JSON's true and false are no numbers, though Python's are."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _brief(value: Mapping[str, object]) -> str:
+    return f"with the keys {sorted(value)[:10]}"
 
 
 def _mapping(value: object) -> Mapping[str, object]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import mmap
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ STATE_PREFIX = "flowopt.state."
 WEIGHTS_NAME = re.compile(r"weights\.[0-9a-f]{16}\.data")
 _WEIGHTS_IN_BYTES = re.compile(WEIGHTS_NAME.pattern.encode())
 _CHUNK_BYTES = 1 << 20
+# A report of a large model has a few MiB.
+_MOST_REPORT_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +87,14 @@ def committed(folder: Path) -> Committed | None:
 
 
 def read_report(path: Path) -> Mapping[str, object] | None:
-    """A report file's object; None when it is absent or no JSON object."""
+    """A report file's object; None when it is absent, a link, over 64 MiB, or no JSON object."""
     try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_REPORT_BYTES:
+            return None
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    # The parser recurses: RecursionError where it is nested deeper than the stack.
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowopt.errors import MalformedModel, MissingDependency, ModelNotFound, UserError
+from flowopt.formats.onnx.containment import CheckedOnnx
 from flowopt.runtime.layout import OUTPUT_NAMES_KEY
 from flowopt.runtime.providers import CPU_PROVIDER, CUDA_PROVIDER, cuda_available, onnxruntime_for
 
@@ -46,9 +47,7 @@ class OnnxRunner:
         self.providers: tuple[str, ...] = tuple(session.get_providers())
         self.metadata: Mapping[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         self._session_outputs = [o.name for o in session.get_outputs()]
-        named = json.loads(self.metadata.get(OUTPUT_NAMES_KEY, "null"))
-        # ONNX forbids an output with an input's name; the model says what such an output is called.
-        self.outputs: tuple[str, ...] = tuple(map(str, named)) if named else tuple(self._session_outputs)
+        self.outputs: tuple[str, ...] = _output_names(self.metadata, self._session_outputs)
         self._beyond_numpy = any(v.type.startswith(_BEYOND_NUMPY) for v in session.get_outputs())
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,7 +75,7 @@ class OnnxRunner:
 
 
 def open_session(
-    path: str | Path,
+    model: str | Path | CheckedOnnx,
     *,
     level: Level = "all",
     providers: Sequence[str] = (CPU_PROVIDER,),
@@ -85,7 +84,8 @@ def open_session(
     """Open an ONNX file.
 
     Args:
-        path: the model; its weight files lie in the same folder.
+        model: a checked one, whose paths ONNX Runtime then never sees; or the path of one that flowopt itself wrote,
+            with its weight files in the same folder.
         level: how far ONNX Runtime may rewrite the graph.
         providers: ONNX Runtime's names, by priority. The first must be there: a session on another device than the
             one that was asked for is an error, not a surprise.
@@ -93,12 +93,14 @@ def open_session(
 
     Raises:
         MissingDependency: onnxruntime, or the provider, is not installed.
-        ModelNotFound, MalformedModel: no file, or none that ONNX Runtime can load.
+        ModelNotFound, MalformedModel: no file, or none that ONNX Runtime can load; or a checked one was changed.
         UserError: an unknown level, or an operator without a kernel.
     """
     if level not in LEVELS:
         raise UserError(f"optimisation level {level!r}; use one of {', '.join(LEVELS)}")
-    if not Path(path).is_file():
+    checked = model if isinstance(model, CheckedOnnx) else None
+    path = model.path if isinstance(model, CheckedOnnx) else Path(model)
+    if checked is None and not path.is_file():
         raise ModelNotFound(f"no file {path}")
     ort = onnxruntime_for(providers[0])
     options = ort.SessionOptions()
@@ -111,24 +113,68 @@ def open_session(
     options.log_severity_level = 3  # errors: it warns of every input that has a default
     if threads is not None:
         options.intra_op_num_threads = threads
+    # From bytes, ONNX Runtime would look for weights in the working directory: it gets them from memory.
+    source = str(path) if checked is None else checked.content()
+    if checked is not None:
+        _give_weights(options, checked)
     try:
-        session = ort.InferenceSession(str(path), options, providers=list(providers))
+        # Its fallback prints on the standard output, and tries the CPU, which alone has nothing to fall back to.
+        session = ort.InferenceSession(
+            source, options, providers=list(providers), enable_fallback=int(len(providers) > 1)
+        )
     except Exception as error:
         # ONNX Runtime raises a dozen unrelated types; their names say what is wrong.
-        raise _refusal(Path(path), error) from error
+        raise _refusal(path, error) from error
+    if checked is not None:
+        # It would open the session again, in the middle of a run, from memory that may be gone by then.
+        session.disable_fallback()
     if session.get_providers()[0] != providers[0]:
         raise MissingDependency(
             f"{providers[0]} did not start; ONNX Runtime would run on {session.get_providers()[0]} instead",
             hint="check the GPU driver and CUDA version, or pass provider='cpu'",
         )
-    return OnnxRunner(session)
+    try:
+        return OnnxRunner(session)
+    except UnicodeDecodeError as error:
+        # ONNX Runtime does not look whether names and metadata are text.
+        raise MalformedModel(f"a name in {path.name} is no text", hint="download it, or build it, again") from error
+
+
+def _give_weights(options: Any, checked: CheckedOnnx) -> None:
+    """Weights by location, from the mapped files. ONNX Runtime copies what it keeps while it makes the session.
+
+    ``add_initializer`` would copy nothing, but ONNX Runtime transposes initializers in place and then reads the
+    original under the transposed shape: wrong numbers. ``add_external_initializers`` copies as much as this does.
+    """
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    if checked.external:
+        files = [(name, file.data if file.data is not None else b"") for name, file in checked.external.items()]
+        options.add_external_initializers_from_files_in_memory(
+            [name for name, _ in files], [data for _, data in files], [len(data) for _, data in files]
+        )
+
+
+def _output_names(metadata: Mapping[str, str], of_session: Sequence[str]) -> tuple[str, ...]:
+    """ONNX forbids an output with an input's name; the model says what such an output is called."""
+    try:
+        named = json.loads(metadata.get(OUTPUT_NAMES_KEY, "null"))
+    # The parser recurses: RecursionError where it is nested deeper than the stack.
+    except (ValueError, RecursionError) as error:
+        raise MalformedModel("the model's names of its outputs are no JSON", hint="build the artifact again") from error
+    if not named:
+        return tuple(of_session)
+    if not isinstance(named, list) or len(named) != len(of_session) or len(set(map(str, named))) != len(named):
+        raise MalformedModel("the model's names of its outputs do not fit them", hint="build the artifact again")
+    return tuple(map(str, named))
 
 
 def _refusal(path: Path, error: Exception) -> Exception:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if type(error).__name__ == "NotImplemented":
         return UserError(f"ONNX Runtime has no kernel for an operator of {path.name}", why=reason)
-    return MalformedModel(f"ONNX Runtime cannot load {path.name}", why=reason)
+    return MalformedModel(
+        f"ONNX Runtime cannot load {path.name}", why=reason, hint="download it, or build the artifact, again"
+    )
 
 
 def _ort_value(tensor: Tensor) -> Any:

@@ -9,7 +9,7 @@ import torch
 
 from flowopt.errors import MalformedModel, UserError
 from flowopt.program.interface import Interface
-from flowopt.runtime.interface import interface_of, parsed_interface
+from flowopt.runtime.interface import interface_of, parsed_interface, parsed_interface_text
 from tests.lowering import models
 from tests.lowering.build import built
 
@@ -79,6 +79,10 @@ def test_what_does_not_fit_is_refused_with_what_does(args: Any, kwargs: Any, mes
         {"outputs": [{"name": "y", "dtype": "os.system", "shape": [], "state": None}]},
         {"dims": {"batch": 3}},
         {"dims": {"batch": {"minimum": "1", "maximum": None}}},
+        {"dims": {"batch": {"minimum": True, "maximum": None}}},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": [None], "state": None}]},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": [-1], "state": None}]},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": [1], "state": None}] * 2},
     ],
 )
 def test_a_malformed_interface_is_refused(change: dict[str, object]) -> None:
@@ -87,3 +91,10 @@ def test_a_malformed_interface_is_refused(change: dict[str, object]) -> None:
         parsed_interface(section)
     with pytest.raises(MalformedModel, match="interface"):
         parsed_interface("text")
+
+
+def test_an_interface_that_is_no_json_is_refused() -> None:
+    for text in ("", "{", "[" * 100_000, "9" * 100_000):
+        with pytest.raises(MalformedModel, match="no JSON") as caught:
+            parsed_interface_text(text)
+        assert caught.value.hint
