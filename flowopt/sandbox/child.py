@@ -18,7 +18,8 @@ from flowopt.errors import FlowoptError, InternalError
 from flowopt.sandbox.confine import confine
 from flowopt.sandbox.shortage import speaks_of_shortage
 
-# Made beforehand, for when there is no memory left to make it.
+# Set aside, to tell of the shortage when memory has run out; and what is said when even that is too little.
+_SPARE_BYTES = 4 << 20
 _NO_MEMORY = b'{"failure": "memory", "traceback": "MemoryError"}'
 
 
@@ -45,6 +46,7 @@ def _answer() -> bytes:
         request = json.load(file)
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
+    spare = bytearray(_SPARE_BYTES)
     try:
         function = _function(request)
     except BaseException as error:  # noqa: BLE001 - it is raised again in the parent
@@ -52,6 +54,7 @@ def _answer() -> bytes:
     try:
         result = function(**request["arguments"])
     except BaseException as error:  # noqa: BLE001 - it is raised again in the parent
+        del spare
         return _told("raised", error)
     try:
         return json.dumps({"result": result}).encode()
@@ -79,10 +82,7 @@ def _told(kind: str, error: BaseException) -> bytes:
 
 
 def _failure(kind: str, error: BaseException) -> dict[str, Any]:
-    # The frames hold what filled the memory.
     if any(_lacked_memory(cause) for cause in _causes(error)):
-        for cause in _causes(error):
-            traceback.clear_frames(cause.__traceback__)
         return {"failure": "memory", "traceback": _text(error)}
     failure: dict[str, Any] = {
         "failure": kind,
