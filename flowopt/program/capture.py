@@ -47,10 +47,12 @@ def capture(
         )
     training = [name or "the model itself" for name, m in module.named_modules() if m.training]
     if training and not eval_mode:
+        first = f"{', '.join(training[:3])}{' and more' if len(training) > 3 else ''}"
         raise CaptureError(
-            f"the model is in train mode: {', '.join(training[:3])}{' and more' if len(training) > 3 else ''}",
+            f"the model is in train mode (train-mode): {first}",
             why="dropout and batch statistics would be captured as they behave in training",
-            hint="call model.eval() first, or pass eval_mode=True (--eval)",
+            hint="or call model.eval() first",
+            retry=(("--eval", ""),),
         )
     arguments = _named_arguments(module, args, kwargs, is_dynamic=bool(dynamic))
     free = free_axes(arguments, dynamic or {}, dims or {})

@@ -163,6 +163,12 @@ def _tensor(exported: Any, name: str) -> Tensor:
         tensor = exported.constants[name]
     if not isinstance(tensor, Tensor):
         raise CaptureError(f"{name!r} is {type(tensor).__name__}, not a tensor")
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+        raise CaptureError(
+            f"the stored tensor {name!r} is {kind}, which flowopt does not handle",
+            hint="call .to_dense() or .dequantize() on it in the model",
+        )
     return tensor.detach()
 
 

@@ -2,21 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol, final
+from typing import Protocol, final
 
 from torch import Tensor
 
-from flowopt.errors import MalformedModel, ModelNotFound, Untrusted, UserError
+from flowopt.errors import MalformedModel, ModelNotFound, UserError
 from flowopt.formats.onnx.containment import CheckedOnnx
 from flowopt.program.interface import Interface, TensorSpec
+from flowopt.program.loading.trust import Trust
 from flowopt.runtime.contents import checked_artifact
 from flowopt.runtime.interface import parsed_interface, parsed_interface_text
 from flowopt.runtime.layout import INTERFACE_KEY, MODEL_FILES, ONNX_MODEL, Committed, committed, file_sha256
 from flowopt.runtime.onnx_session import LEVELS, Level, OnnxRunner, open_session
 from flowopt.runtime.providers import CPU_PROVIDER, CUDA_PROVIDER, cuda_available
 from flowopt.runtime.torch_module import TorchRunner, open_exported
-
-Trust = Literal["data", "weights", "code"]
 
 
 class Runner(Protocol):
@@ -63,7 +62,7 @@ class Artifact:
 
         Args:
             folder: the folder that holds ``model.onnx`` or ``model.pt2``.
-            trust: ``code`` allows ``model.pt2``, whose loader can run code found in the file.
+            trust: ``code`` gives ``model.pt2`` to torch's loader, which runs what it says; else flowopt reads it.
             provider: ``cpu``, ``cuda`` or a name of ONNX Runtime's; None: CUDA for target ``cuda`` where there is
                 a device, else the CPU.
             check_weights: compare the weights' content with their name; None: up to 1 GiB.
@@ -71,7 +70,7 @@ class Artifact:
         Raises:
             ModelNotFound: no such folder.
             MalformedModel: no artifact, or a damaged one.
-            Untrusted: ``model.pt2`` without ``trust="code"``, or a model that needs a library or runs a program.
+            Untrusted: a model that needs a library or runs a program.
         """
         folder = Path(folder)
         if not folder.exists():
@@ -90,13 +89,10 @@ class Artifact:
             if checked.sha256 != found.sha256:
                 raise _replaced(found.model)
             return Artifact(found, provider, checked)
+        artifact = Artifact(found, provider)
         if trust != "code":
-            raise Untrusted(
-                f"{found.model} is a torch program",
-                why="torch's loader can run code found in such a file",
-                hint="if you trust its author: trust='code' (--trust code)",
-            )
-        return Artifact(found, provider)
+            artifact._runner = open_exported(found.model, trust=trust)
+        return artifact
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -150,7 +146,7 @@ class Artifact:
 
     def _opened(self) -> Runner:
         if self._checked is None:
-            return open_exported(self.model_path)
+            return open_exported(self.model_path, trust="code")
         if not self.model_path.is_file() or file_sha256(self.model_path) != self._sha256:
             raise _replaced(self.model_path)
         runner = open_session(self._checked, level=self._level(), providers=self._providers())

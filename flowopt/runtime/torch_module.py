@@ -1,6 +1,5 @@
-"""Run a ``.pt2`` that flowopt wrote itself. ``torch.export.load`` can run code found in a file: trust comes first."""
+"""Run a ``.pt2`` that flowopt wrote itself."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -9,9 +8,10 @@ import torch
 from torch import Tensor
 
 from flowopt.errors import MalformedModel, ModelNotFound
-from flowopt.ir.quiet import quiet
 from flowopt.program.interface import Interface
-from flowopt.runtime.interface import parsed_interface
+from flowopt.program.loading.archive import exported_archive
+from flowopt.program.loading.trust import Trust
+from flowopt.runtime.interface import parsed_interface_text
 from flowopt.runtime.layout import INTERFACE_FILE, STATE_PREFIX
 
 
@@ -39,28 +39,30 @@ class TorchRunner:
         return {o.name: result[o.name] for o in self.interface.outputs}
 
 
-def open_exported(path: str | Path) -> TorchRunner:
-    """Load a ``.pt2`` written by ``lower_to_torch``. This can run code that the file contains.
+def open_exported(path: str | Path, *, trust: Trust = "data") -> TorchRunner:
+    """Load a ``.pt2`` written by ``lower_to_torch``.
+
+    Args:
+        path: the archive.
+        trust: ``code`` hands it to torch's loader, which runs what it says; else flowopt's own reader takes it.
 
     Raises:
         ModelNotFound: no such file.
         MalformedModel: not an archive that flowopt wrote.
+        Untrusted: a part that torch would run, such as a custom operator.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise ModelNotFound(f"no file {path}")
-    extra = {INTERFACE_FILE: ""}
-    try:
-        with quiet():
-            exported = torch.export.load(str(path), extra_files=extra)
-    except Exception as error:
-        # The loader raises whatever its zip and JSON readers raise.
-        raise MalformedModel(f"torch cannot load {Path(path).name}", why=str(error).splitlines()[0]) from error
-    if not extra[INTERFACE_FILE]:
-        raise MalformedModel(f"{Path(path).name} is not an archive that flowopt wrote")
-    interface = parsed_interface(json.loads(extra[INTERFACE_FILE]))
+    loaded = exported_archive(path, trust=trust)
+    if INTERFACE_FILE not in loaded.extra:
+        raise MalformedModel(
+            f"{path.name} is not an archive that flowopt wrote", hint="flowopt optimize takes other archives"
+        )
+    interface = parsed_interface_text(loaded.extra[INTERFACE_FILE])
     state = {
         name.removeprefix(STATE_PREFIX): tensor.detach()
-        for name, tensor in exported.state_dict.items()
+        for name, tensor in loaded.exported.state_dict.items()
         if name.startswith(STATE_PREFIX)
     }
-    return TorchRunner(exported.module(), interface, state)
+    return TorchRunner(loaded.exported.module(), interface, state)

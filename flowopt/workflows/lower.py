@@ -86,7 +86,7 @@ def lower_and_verify(
 def _verified_torch(model: Path, evidence: Evidence | None, on_progress: Progress) -> LoweredRun:
     if evidence is None:
         return LoweredRun(())
-    runner = open_exported(model)
+    runner = open_exported(model, trust="code")  # flowopt wrote it a moment ago
     verdict = verify_outputs(evidence, runner.run, on_case=lambda case: on_progress(f"verifying the archive: {case}"))
     return LoweredRun((LevelVerdict("eager", verdict),))
 

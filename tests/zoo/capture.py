@@ -12,17 +12,22 @@ from tests.zoo.zoo_model import ZooModel
 
 def exported(model: ZooModel) -> ExportedProgram:
     """The functional graph that flowopt works on: exported with the declared dimensions, decomposed by {}."""
+    program = undecomposed(model)
+    with warnings.catch_warnings():
+        # torch copies its own deprecated LeafSpec here; no caller can avoid it.
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        return program.run_decompositions({})
+
+
+def undecomposed(model: ZooModel) -> ExportedProgram:
+    """The graph as people save it: exported with the declared dimensions."""
     # One Dim object a name: two objects would let two inputs disagree on the batch.
     dims = {name: Dim(name, min=low, max=high) for name, (low, high) in model.dims.items()}
     shapes = {
         name: {axis: dims[dim] for axis, dim in model.dynamic[name].items()} if name in model.dynamic else None
         for name in model.kwargs
     }
-    program = torch.export.export(model.module, (), model.kwargs, dynamic_shapes=shapes, strict=False)
-    with warnings.catch_warnings():
-        # torch copies its own deprecated LeafSpec here; no caller can avoid it.
-        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-        return program.run_decompositions({})
+    return torch.export.export(model.module, (), model.kwargs, dynamic_shapes=shapes, strict=False)
 
 
 def resized(model: ZooModel, sizes: dict[str, int], seed: int) -> dict[str, Tensor | bool]:

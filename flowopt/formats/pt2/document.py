@@ -3,6 +3,7 @@
 Source: torch/_export/serde/schema.py, schema version 8 (torch 2.11 to 2.13).
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,7 +12,10 @@ from flowopt.errors import MalformedModel
 from flowopt.formats.limits import Limits
 from flowopt.formats.pt2.checks import (
     Place,
+    argument_name,
+    attribute_path,
     boolean,
+    identifier,
     integer,
     list_of,
     malformed,
@@ -113,16 +117,27 @@ class _Schema:
         signature = record(
             {
                 "inputs": list_of(self.argument),
-                "outputs": list_of(self.argument),
-                "in_spec": self.treespec,
+                "outputs": list_of(self.output),
+                "in_spec": self.arguments,
                 "out_spec": self.treespec,
             },
-            {"forward_arg_names": optional(list_of(name))},
+            {"forward_arg_names": optional(list_of(identifier))},
         )
         return [{"fqn": "", "signature": signature(own[0]["signature"], place / "signature")}]
 
     def treespec(self, value: Any, place: Place) -> str:
         return clean_treespec(text(value, place), self.named_tuples, str(place), self.limits)
+
+    def arguments(self, value: Any, place: Place) -> str:
+        """The nesting of the inputs: positional ones, then those by name; torch writes the names into Python."""
+        clean = self.treespec(value, place)
+        root = json.loads(clean)[1]
+        kinds = [child["type"] for child in root["children_spec"]]
+        if kinds != ["builtins.tuple", "builtins.dict"]:
+            raise malformed(place, "a nesting of positional inputs and inputs by name", root["type"])
+        for keyword in json.loads(root["children_spec"][1]["context"]):
+            identifier(keyword, place)
+        return clean
 
     def ranges(self, value: Any, place: Place) -> dict[str, Any]:
         bounds = record({"min_val": optional(integer), "max_val": optional(integer)})
@@ -136,7 +151,7 @@ class _Schema:
         clean = record(
             {
                 "inputs": list_of(self.argument),
-                "outputs": list_of(self.argument),
+                "outputs": list_of(self.output),
                 "nodes": list_of(self.node),
                 "tensor_values": map_of(TENSOR_META),
                 "sym_int_values": map_of(SYM_INT),
@@ -150,6 +165,11 @@ class _Schema:
         )(value, place)
         return clean
 
+    def output(self, value: Any, place: Place) -> Any:
+        # torch writes a text that a model returns, and cannot read it again; constants are dropped in any case.
+        clean = self.argument(value, place)
+        return {"as_none": None} if "as_string" in clean else clean
+
     def node(self, value: Any, place: Place) -> Any:
         self.nodes += 1
         if self.nodes > self.limits.nodes:
@@ -157,7 +177,7 @@ class _Schema:
                 f"the graph has more than {self.limits.nodes:,} operators",
                 hint=f"--limit nodes={2 * self.limits.nodes}",
             )
-        argument = record({"name": text, "arg": self.argument}, {"kind": optional(one_of(0, 1, 2))})
+        argument = record({"name": argument_name, "arg": self.argument}, {"kind": optional(one_of(0, 1, 2))})
         clean: dict[str, Any] = record(
             {
                 "target": lambda target, at: clean_operator(text(target, at), str(at)),
@@ -165,7 +185,7 @@ class _Schema:
                 "outputs": list_of(self.argument),
                 "metadata": _metadata,
             },
-            {"is_hop_single_tensor_return": optional(boolean), "name": optional(name)},
+            {"is_hop_single_tensor_return": optional(boolean), "name": optional(identifier)},
         )(value, place)
         return clean
 
@@ -178,7 +198,7 @@ class _Schema:
         return union(
             {
                 **PLAIN_ARGUMENTS,
-                "as_graph": record({"name": name, "graph": self.graph}),
+                "as_graph": record({"name": identifier, "graph": self.graph}),
                 "as_string_to_argument": map_of(self.argument),
             }
         )(value, place)
@@ -187,10 +207,10 @@ class _Schema:
         return union(
             {
                 "user_input": record({"arg": self.argument}),
-                "parameter": record({"arg": NAMED, "parameter_name": name}),
-                "buffer": record({"arg": NAMED, "buffer_name": name, "persistent": boolean}),
-                "tensor_constant": record({"arg": NAMED, "tensor_constant_name": name}),
-                "constant_input": record({"name": name, "value": CONSTANT}),
+                "parameter": record({"arg": NAMED, "parameter_name": attribute_path}),
+                "buffer": record({"arg": NAMED, "buffer_name": attribute_path, "persistent": boolean}),
+                "tensor_constant": record({"arg": NAMED, "tensor_constant_name": attribute_path}),
+                "constant_input": record({"name": identifier, "value": CONSTANT}),
                 "custom_obj": no_object,
                 "token": no_object,
             }
@@ -199,13 +219,13 @@ class _Schema:
     def output_spec(self, value: Any, place: Place) -> Any:
         return union(
             {
-                "user_output": record({"arg": self.argument}),
+                "user_output": record({"arg": self.output}),
                 "loss_output": record({"arg": NAMED}),
-                "buffer_mutation": record({"arg": NAMED, "buffer_name": name}),
-                "parameter_mutation": record({"arg": NAMED, "parameter_name": name}),
-                "gradient_to_parameter": record({"arg": NAMED, "parameter_name": name}),
-                "gradient_to_user_input": record({"arg": NAMED, "user_input_name": name}),
-                "user_input_mutation": record({"arg": NAMED, "user_input_name": name}),
+                "buffer_mutation": record({"arg": NAMED, "buffer_name": attribute_path}),
+                "parameter_mutation": record({"arg": NAMED, "parameter_name": attribute_path}),
+                "gradient_to_parameter": record({"arg": NAMED, "parameter_name": attribute_path}),
+                "gradient_to_user_input": record({"arg": NAMED, "user_input_name": identifier}),
+                "user_input_mutation": record({"arg": NAMED, "user_input_name": identifier}),
                 "token": no_object,
             }
         )(value, place)
