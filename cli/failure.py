@@ -15,6 +15,7 @@ from pathlib import Path
 import typer
 
 from flowopt.errors import FlowoptError
+from flowopt.formats.printable import printable
 
 EXIT_USAGE = 2
 EXIT_INTERNAL = 70
@@ -65,12 +66,13 @@ def described(error: BaseException, arguments: Sequence[str] = ()) -> str:
 
 def _command(arguments: Sequence[str], retry: Sequence[tuple[str, str]]) -> str:
     """The same command with other options; one that can be given once is replaced."""
-    words = list(arguments)
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    words, rest = list(arguments[:end]), arguments[end:]
     for option, value in retry:
         if option in _GIVEN_ONCE:
             words = _without(words, option)
         words += [option, value] if value else [option]
-    return shlex.join(["flowopt", *words])
+    return shlex.join(["flowopt", *words, *rest])
 
 
 def _without(words: Sequence[str], option: str) -> list[str]:
@@ -94,7 +96,12 @@ def _screen(what: str, code: int, where: str, why: str, hint: str) -> str:
     for label, text in (("where", where), ("why", why), ("try", hint)):
         if text:
             lines.append(f"  {label:<5} " + text.replace("\n", "\n        "))
-    return "\n".join(lines)
+    return "\n".join(map(_obeyed_by_no_terminal, "\n".join(lines).split("\n")))
+
+
+def _obeyed_by_no_terminal(line: str) -> str:
+    """The line with control characters escaped: names of files, and what files hold, may have some."""
+    return printable(line, most=len(line)) if not line.isprintable() else line
 
 
 def _usage(error: BaseException) -> str:

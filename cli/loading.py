@@ -1,5 +1,6 @@
 """MODEL becomes a Program, after everything that can be refused without loading it."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,14 +30,19 @@ class LoadOptions:
     limit: tuple[str, ...] = ()
 
     @property
-    def capture_words(self) -> tuple[str, ...]:
-        """Those that apply only to what is captured here, as words of a command line."""
-        words = ["--eval"] if self.eval_mode else []
-        words += [word for text in self.dynamic for word in ("--dynamic", text)]
-        words += ["--factory", self.factory] if self.factory is not None else []
+    def sizes(self) -> tuple[str, ...]:
+        """Those that say what goes in and which sizes are free, as words of a command line."""
+        words = [word for text in self.dynamic for word in ("--dynamic", text)]
         words += [word for text in self.shape for word in ("--shape", text)]
         words += ["--inputs", str(self.inputs)] if self.inputs is not None else []
         return tuple(words)
+
+    @property
+    def capture_words(self) -> tuple[str, ...]:
+        """Those that apply only to what is captured here, as words of a command line."""
+        eval_mode = ("--eval",) if self.eval_mode else ()
+        factory = ("--factory", self.factory) if self.factory is not None else ()
+        return (*eval_mode, *factory, *self.sizes)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -45,9 +51,12 @@ class LoadOptions:
         words += [word for text in self.limit for word in ("--limit", text)]
         return (*self.capture_words, *words)
 
-    def for_captured(self) -> "LoadOptions":
-        """Without those that apply only to what is captured here."""
-        return LoadOptions(trust=self.trust, limit=self.limit)
+    def for_one_of_two(self, model: str) -> "LoadOptions":
+        """Without those that cannot apply to ``model``, where two models share the options."""
+        path = Path(model)
+        if is_archive(path):
+            return LoadOptions(trust=self.trust, limit=self.limit)
+        return self if is_weights(path) else dataclasses.replace(self, factory=None)
 
 
 def load_options(
@@ -84,12 +93,12 @@ def load_model(model: str, options: LoadOptions) -> "Program":
     """
     limits = parse_limits(options.limit)
     path = Path(model)
-    if options.capture_words and is_archive(path):
+    if options.sizes and is_archive(path):
         raise UserError(
-            f"{options.capture_words[0]} does not apply to {path.name}: an archive is captured already, "
+            f"{options.sizes[0]} does not apply to {path.name}: an archive is captured already, "
             "and its dimensions are fixed",
             why=_dimensions(path),
-            hint="export it again with other dynamic_shapes, or name a factory: package.module:factory",
+            hint="export it again with other dynamic_shapes, or give the model in a factory: package.module:factory",
         )
     from flowopt.program.loading.load import load
 
@@ -108,6 +117,11 @@ def load_model(model: str, options: LoadOptions) -> "Program":
 def is_archive(path: Path) -> bool:
     """True for a ``torch.export`` archive, whatever its suffix."""
     return path.is_file() and detect(path).kind is Kind.EXPORT_ARCHIVE
+
+
+def is_weights(path: Path) -> bool:
+    """True for a file of weights alone, whatever its suffix."""
+    return path.is_file() and detect(path).kind in (Kind.STATE_DICT, Kind.SAFETENSORS)
 
 
 def _dimensions(path: Path) -> str:

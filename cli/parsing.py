@@ -14,6 +14,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _RANGE = re.compile(r"(?P<places>.*):(?P<low>\d+)\.\.(?P<high>\d*)")
 _AMOUNT = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>[KMG]i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+_IN_BYTES = ("memory", "json")
 _FORM = "write name=input:axis[,input:axis...][:min..max], such as --dynamic batch=ids:0,mask:0:1..64"
 
 
@@ -86,6 +87,8 @@ def parse_limits(texts: Sequence[str]) -> Limits:
             raise UserError(
                 f"--limit {text!r} is not name=value", hint=f"one of {', '.join(names)}; such as --limit memory=16GB"
             )
+        if name not in _IN_BYTES and not value.isdecimal():
+            raise UserError(f"--limit {text!r}: {name} counts {name}, in whole numbers", hint=f"--limit {name}=500")
         values[name] = int(float(found["number"]) * _UNITS[(found["unit"] or "").upper()])
     return dataclasses.replace(DEFAULT_LIMITS, **values)
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowopt.cli.json_file import STDOUT, require_writable, write_json
-from flowopt.cli.loading import LoadOptions, is_archive, load_model, load_options
+from flowopt.cli.loading import LoadOptions, is_archive, is_weights, load_model, load_options
 from flowopt.cli.options import Debug, Dynamic, Eval, Factory, Inputs, Json, Limit, Seed, Shape, TrustOption
+from flowopt.cli.parsing import parse_limits
 from flowopt.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,11 +60,12 @@ def verify(
     from flowopt.report.to_json import plain, to_json
     from flowopt.workflows.verify import verify as run
 
+    limits = parse_limits(options.limit)
     with progress() as show:
         show("loading both models")
         first = _loaded(reference, options)
         second = _loaded(candidate, options)
-        verdict = run(first, second, trust=trust, provider=provider, seed=seed, on_progress=show)
+        verdict = run(first, second, trust=trust, provider=provider, limits=limits, seed=seed, on_progress=show)
     code = verdict_code(verdict)
     if json is not None:
         extra = {"power": verdict.power, "exit_code": code}
@@ -76,7 +78,13 @@ def verify(
 def _require_applies(reference: str, candidate: str, options: LoadOptions) -> None:
     if options.capture_words and all(_is_captured(Path(model)) for model in (reference, candidate)):
         raise UserError(
-            f"{options.capture_words[0]} applies to what is captured now; {reference} and {candidate} already are"
+            f"{options.capture_words[0]} applies to what is captured now; {reference} and {candidate} already are",
+            hint="leave it out",
+        )
+    if options.factory is not None and not any(is_weights(Path(model)) for model in (reference, candidate)):
+        raise UserError(
+            f"--factory is for files that hold weights alone; neither {reference} nor {candidate} does",
+            hint="leave it out, or give the factory in the place of one of them",
         )
 
 
@@ -84,8 +92,8 @@ def _loaded(model: str, options: LoadOptions) -> "Program | str":
     """A program; a folder stays a path, which the workflow opens."""
     if Path(model).is_dir():
         return model
-    # Where one of the two is captured already, the options are for the other.
-    return load_model(model, options.for_captured() if _is_captured(Path(model)) else options)
+    # An option that cannot apply to this one is for the other.
+    return load_model(model, options.for_one_of_two(model))
 
 
 def _is_captured(path: Path) -> bool:

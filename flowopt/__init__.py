@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flowopt.errors import FlowoptError
+    from flowopt.formats.limits import Limits
     from flowopt.pipeline.runner import PipelineRun
     from flowopt.program.capture import capture
     from flowopt.program.loading.load import load
@@ -30,6 +31,7 @@ _HOME = {
     "Edit": "flowopt.rewrite.edit",
     "Exactness": "flowopt.rewrite.base",
     "FlowoptError": "flowopt.errors",
+    "Limits": "flowopt.formats.limits",
     "OptimizeResult": "flowopt.workflows.optimize",
     "Outcome": "flowopt.report.verdict",
     "Pipeline": "flowopt.workflows.pipelines",
@@ -54,6 +56,7 @@ __all__ = [
     "Edit",
     "Exactness",
     "FlowoptError",
+    "Limits",
     "OptimizeResult",
     "Outcome",
     "Pipeline",

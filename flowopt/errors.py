@@ -18,6 +18,8 @@ A message is one screen: what, where, why, what to try.
 
 from typing import ClassVar, final
 
+_INDENT = "\n        "
+
 
 class FlowoptError(Exception):
     """Base of every error that flowopt raises on purpose.
@@ -42,11 +44,11 @@ class FlowoptError(Exception):
     def __str__(self) -> str:
         lines = [self.message]
         if self.why:
-            lines.append(f"  why   {self.why}")
+            lines.append("  why   " + self.why.replace("\n", _INDENT))
         attempts = [f"again with {_keywords(self.retry)}"] if self.retry else []
         attempts += [self.hint] if self.hint else []
         if attempts:
-            lines.append("  try   " + "\n        ".join(attempts))
+            lines.append("  try   " + "\n".join(attempts).replace("\n", _INDENT))
         return "\n".join(lines)
 
 
@@ -60,6 +62,8 @@ def _keywords(retry: tuple[tuple[str, str], ...]) -> str:
     ]
     words = [f"{option[2:]}={text!r}" for option, text in retry if option in ("--trust", "--factory")]
     words += [f"shapes={{{', '.join(shapes)}}}"] if shapes else []
+    limits = [text for option, text in retry if option == "--limit"]
+    words += [f"limits=Limits({', '.join(limits)})"] if limits else []
     words += ["eval_mode=True" for option, _ in retry if option == "--eval"]
     return ", ".join(words)
 

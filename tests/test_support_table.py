@@ -331,7 +331,7 @@ def quantized_modules(bench: Bench) -> None:
         flowopt.capture(quantized, (torch.randn(2, 3, 8),))
 
 
-ROWS: dict[str, Callable[[Path], None]] = {
+ROWS: dict[str, Callable[[Bench], None]] = {
     "dynamic batch and sequence": dynamic_sizes,
     "nested, dictionary and dataclass outputs": nested_outputs,
     "tied weights, modules called twice": tied_weights,

@@ -15,10 +15,12 @@ _MOVES_INDICES = {
     _aten.unsqueeze.default,
     _aten.expand.default,
     _aten.slice.Tensor,
+    _aten.select.int,
     _aten.clone.default,
     _aten.alias.default,
     _aten._to_copy.default,
 }
+_COMPARISONS = {getattr(_aten, name).Scalar for name in ("eq", "ne", "gt", "ge", "lt", "le")}
 # The score that models add for a hidden position: at most this, where it is not -inf.
 _HIDDEN_SCORE = -1e4
 
@@ -47,19 +49,37 @@ def input_role(node: fx.Node, example: Tensor | None) -> Role:
 
     An index is recognised by the embedding table that it reads, a mask by an example of zeros and ones alone, an
     additive mask by an example of zeros and very negative numbers. Other integers keep to the example's range.
+    Archives come without examples: there an index reads any tensor, a mask is asked whether it is zero, and other
+    integers are zeros and ones.
     """
     value = recorded_tensor(node)
     if value is not None and (value.is_floating_point() or value.is_complex()):
         return Role(Kind.ADDITIVE_MASK) if _looks_additive(example) else Role(Kind.FEATURES)
-    rows = _embedding_rows(node)
-    if rows is not None:
-        return Role(Kind.INDICES, 0, rows)
     if value is not None and value.dtype is torch.bool:
         return Role(Kind.MASK)
-    if example is None or example.numel() == 0:
-        return Role(Kind.INTEGERS, 0, 1)
+    is_unknown = example is None or example.numel() == 0
+    rows = _table_rows(node, embeddings_only=not is_unknown)
+    if rows is not None:
+        return Role(Kind.INDICES, 0, rows)
+    if example is None or is_unknown:
+        return Role(Kind.MASK) if _is_read_as_mask(node) else Role(Kind.INTEGERS, 0, 2)
     low, high = int(example.min()), int(example.max())
     return Role(Kind.MASK) if low >= 0 and high == 1 else Role(Kind.INTEGERS, low, high + 1)
+
+
+def _is_read_as_mask(node: fx.Node) -> bool:
+    """Whether something asks if the input is zero: a cast to bool, a comparison with a constant, or 1 - x in floats."""
+    pending = list(node.users)
+    while pending:
+        user = pending.pop()
+        if user.target in _COMPARISONS and user.args[1] in (0, 1):
+            return True
+        if user.target in (_aten.sub.Tensor, _aten.rsub.Scalar) and 1.0 in user.args[:2]:
+            return True
+        if user.target is _aten._to_copy.default and user.kwargs.get("dtype") is torch.bool:
+            return True
+        pending += user.users if user.target in _MOVES_INDICES else ()
+    return False
 
 
 def _looks_additive(example: Tensor | None) -> bool:
@@ -69,16 +89,32 @@ def _looks_additive(example: Tensor | None) -> bool:
     return bool(hidden.any()) and bool((hidden | (example == 0)).all())
 
 
-def _embedding_rows(node: fx.Node) -> int | None:
-    """Rows of the smallest table that the node indexes."""
-    found: list[int] = []
+def _table_rows(node: fx.Node, *, embeddings_only: bool) -> int | None:
+    """Rows of the smallest table that the node indexes; None where it indexes none. One of free size counts as 1.
+
+    Args:
+        node: an integer tensor.
+        embeddings_only: other tensors do not count, because an example says more about their indices.
+    """
+    found: list[int | None] = []
     for user in node.users:
-        if user.target is _aten.embedding.default and user.args[1] is node:
-            table = recorded_tensor(user.args[0])
-            if table is not None:
-                found.append(int(table.shape[0]))
+        table, axis = _indexed(user, node)
+        if table is not None and (user.target is _aten.embedding.default or not embeddings_only):
+            size: int | torch.SymInt = table.shape[axis]
+            found.append(size if isinstance(size, int) else 1)
         elif user.target in _MOVES_INDICES and user.args[0] is node:
-            rows = _embedding_rows(user)
-            if rows is not None:
-                found.append(rows)
-    return min(found, default=None)
+            found.append(_table_rows(user, embeddings_only=embeddings_only))
+    return min((rows for rows in found if rows is not None), default=None)
+
+
+def _indexed(user: fx.Node, index: fx.Node) -> tuple[Tensor | None, int]:
+    """The tensor that ``user`` indexes with ``index``, and along which axis; None where it does not."""
+    arguments = user.args
+    if user.target is _aten.embedding.default and arguments[1] is index:
+        return recorded_tensor(arguments[0]), 0
+    if user.target in (_aten.gather.default, _aten.index_select.default) and arguments[2] is index:
+        axis = arguments[1]
+        return recorded_tensor(arguments[0]), axis if isinstance(axis, int) else 0
+    if user.target is _aten.index.Tensor and isinstance(arguments[1], (list, tuple)) and index in arguments[1]:
+        return recorded_tensor(arguments[0]), arguments[1].index(index)
+    return None, 0

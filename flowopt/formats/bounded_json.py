@@ -41,7 +41,9 @@ def parse_json(raw: bytes, *, what: str, limits: Limits = DEFAULT_LIMITS) -> obj
     """
     if len(raw) > limits.json:
         raise MalformedModel(
-            f"{what} has {len(raw):,} bytes of JSON; the limit is {limits.json:,}", hint=f"--limit json={len(raw)}"
+            f"{what} has {len(raw):,} bytes of JSON; the limit is {limits.json:,}",
+            hint="if that is meant",
+            retry=(("--limit", f"json={len(raw)}"),),
         )
     _require_depth(raw, what, limits.depth)
     try:
@@ -109,7 +111,8 @@ def _require_depth(raw: bytes, what: str, most: int) -> None:
             raise MalformedModel(
                 f"{what} is nested deeper than {most} levels",
                 why="parsers recurse into brackets, and too many of them end the process",
-                hint=f"--limit depth={most * 2 or 1}, or ask its author to export it again",
+                hint="if that is meant; else ask its author to export it again",
+                retry=(("--limit", f"depth={most * 2 or 1}"),),
             )
         depth, in_string, position = heights[-1], in_string ^ (len(pieces) % 2 == 0), end
 

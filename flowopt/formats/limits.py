@@ -24,7 +24,7 @@ class Limits:
     """
 
     memory: int = 0
-    seconds: int = 600
+    seconds: int = 300
     json: int = 256 * MEBIBYTE
     nodes: int = 1_000_000
     members: int = 10_000

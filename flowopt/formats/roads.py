@@ -1,5 +1,6 @@
 """For every kind of file that flowopt cannot go on with: what it is, why, and which road leads on."""
 
+import shlex
 from typing import Final
 
 from flowopt.errors import FlowoptError, InternalError, MalformedModel, Untrusted, UserError
@@ -8,14 +9,17 @@ from flowopt.formats.printable import printable
 
 _MOST_NAME: Final = 200
 _EXPORT: Final = 'torch.export.save(torch.export.export(model, args), "model.pt2")'
-_ASK: Final = f"ask its author for what this line writes: {_EXPORT}"
+_ASK: Final = f"ask its author for what this line writes:\n{_EXPORT}"
 _FACTORY: Final = "flowopt optimize my_model:factory"
 _FETCH: Final = "download or copy it again, and compare its size with the original's"
 _COMPILED: Final = "it is a compiled program: it holds code, which nothing here can rewrite or check"
+# Commands stand on lines of their own, to be copied whole.
 _WEIGHTS_OF_SCRIPT: Final = (
-    'save its weights in Python: torch.save(torch.jit.load("{name}").state_dict(), "weights.pt"), then run: '
-    "flowopt optimize weights.pt --factory my_model:factory --trust weights; "
-    f"or start from the original model: {_FACTORY}"
+    "start from the original model, in a factory:\n"
+    f"{_FACTORY}\n"
+    "or, if you trust its author, save its weights in Python and put them into the original model:\n"
+    'torch.save(torch.jit.load("{name}").state_dict(), "weights.pt")\n'
+    "flowopt optimize weights.pt --trust weights --factory my_model:factory"
 )
 _GO_ON: Final = frozenset({Kind.EXPORT_ARCHIVE, Kind.STATE_DICT, Kind.PICKLED_MODULE, Kind.SAFETENSORS})
 _COMPILED_KINDS: Final = frozenset({Kind.TORCHSCRIPT, Kind.AOTINDUCTOR, Kind.EXECUTORCH, Kind.ORT, Kind.PROGRAM})
@@ -23,15 +27,15 @@ _COMPILED_KINDS: Final = frozenset({Kind.TORCHSCRIPT, Kind.AOTINDUCTOR, Kind.EXE
 # Why and what to try, for the kinds that are simply something else.
 _OTHERS: Final = {
     Kind.PICKLE: (
-        "reading a pickle runs what its author wrote, and this one holds no weights or module of torch",
+        "reading a pickle runs what its author wrote; flowopt takes those in which torch.save put weights or a module",
         _ASK,
     ),
     Kind.GGUF: ("it holds weights for llama.cpp, and no graph", f"take the original model instead: {_FACTORY}"),
     Kind.TENSORFLOW: ("flowopt works on PyTorch models", "ask its author for a PyTorch version of the model"),
     Kind.NUMPY: ("it holds numbers without a graph", f"build the model around them in a factory: {_FACTORY}"),
-    Kind.ARCHIVE: ("flowopt does not unpack archives", f"unpack it and give the model inside; or {_ASK}"),
+    Kind.ARCHIVE: ("flowopt does not unpack archives", f"unpack it and give the model inside, or {_ASK}"),
     Kind.TEXT: ("it is no model; servers send texts like this instead of a file that they refuse", _FETCH),
-    Kind.UNKNOWN: ("it starts as no format that flowopt knows", _ASK),
+    Kind.UNKNOWN: ("it may be encrypted, compressed, or cut out of another file", _ASK),
 }
 
 
@@ -55,14 +59,14 @@ def refusal(detected: Detected, name: str) -> FlowoptError:
         case Kind.ONNX:
             return UserError(
                 f"{is_what}, and flowopt works on captured PyTorch models",
-                hint="give the archive or the factory it was made from; to compare an artifact with its model: "
-                "flowopt verify MODEL artifact_folder",
+                hint=f"give the model that it was made from: {_FACTORY}\n"
+                "to compare an artifact with its model: flowopt verify MODEL artifact_folder",
             )
         case Kind.FOLDER:
             return UserError(
                 f"{is_what}, not a model file",
-                hint="give the model file inside it; to compare an artifact with its model: "
-                f"flowopt verify MODEL {shown}",
+                hint="give the model file inside it\n"
+                f"to compare an artifact with its model: flowopt verify MODEL {shlex.quote(shown)}",
             )
         case Kind.LFS_POINTER:
             return MalformedModel(
@@ -94,10 +98,10 @@ def _why_compiled(kind: Kind) -> str:
 
 def _road_from(kind: Kind, name: str) -> str:
     if kind is Kind.TORCHSCRIPT:
-        return _WEIGHTS_OF_SCRIPT.format(name=name)
+        return _WEIGHTS_OF_SCRIPT.format(name=name.replace('"', '\\"'))
     if kind is Kind.PROGRAM:
         return f"give the model that it was made from: {_FACTORY}"
-    return f"give the model that it was compiled from: {_FACTORY}, or {_ASK}"
+    return f"give the model that it was compiled from: {_FACTORY}\nor {_ASK}"
 
 
 def _bytes(detected: Detected) -> str:

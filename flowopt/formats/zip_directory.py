@@ -60,13 +60,17 @@ def read_directory(file: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Directory
     count, start, length, tail = _end(file, size)
     if count > limits.members:
         raise MalformedModel(
-            f"the archive has {count:,} entries; the limit is {limits.members:,}", hint=f"--limit members={count}"
+            f"the archive has {count:,} entries; the limit is {limits.members:,}",
+            hint="if that is meant",
+            retry=(("--limit", f"members={count}"),),
         )
     if start + length > tail:
         raise _damaged("the directory lies behind its own end")
     if length > limits.json:
         raise MalformedModel(
-            f"the archive's directory has {length:,} bytes; the limit is {limits.json:,}", hint=f"--limit json={length}"
+            f"the archive's directory has {length:,} bytes; the limit is {limits.json:,}",
+            hint="if that is meant",
+            retry=(("--limit", f"json={length}"),),
         )
     file.seek(start)
     data = file.read(length)
@@ -238,7 +242,8 @@ def _local_bytes(file: BinaryIO, member: Member) -> int:
 def _descriptor_bytes(file: BinaryIO, member: Member, position: int) -> int:
     file.seek(position)
     found = file.read(24)
-    for layout in ("<4sI2I", "<4sI2Q"):
+    # The wide one first: of an empty member, the narrow one is its beginning.
+    for layout in ("<4sI2Q", "<4sI2I"):
         size = struct.calcsize(layout)
         if len(found) >= size and struct.unpack_from(layout, found) == (
             b"PK\x07\x08",

@@ -88,7 +88,11 @@ def _named_arguments(
     try:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
     except TypeError as error:
-        raise CaptureError(f"the example inputs do not fit {type(module).__name__}.forward: {error}") from error
+        raise CaptureError(
+            f"the example inputs do not fit {type(module).__name__}.forward: {error}",
+            why=f"it is {type(module).__name__}.forward{inspect.signature(module.forward)}",
+            hint="give each input that it requires, by position or by name",
+        ) from error
     named: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         if bound.signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:

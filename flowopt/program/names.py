@@ -1,6 +1,7 @@
 """Dotted names of the leaves of a nested output."""
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -43,6 +44,8 @@ def child_keys(spec: Any) -> list[str]:
     if isinstance(context, (list, tuple)) and context and isinstance(context[0], (list, tuple)):
         # A dataclass registered with torch.export keeps [present fields, fields that are None].
         context = context[0] if dataclasses.is_dataclass(spec.type) else context
+    if spec.type is defaultdict:
+        context = context[1]  # the factory stands before the keys
     keys = getattr(context, "_fields", context)
     if isinstance(keys, (list, tuple)) and len(keys) == count and all(isinstance(k, (str, int)) for k in keys):
         return [str(k) for k in keys]

@@ -104,6 +104,11 @@ class Artifact:
         """Name, dtype and shape of every output."""
         return self._its_interface().outputs
 
+    @property
+    def dims(self) -> Mapping[str, tuple[int, int | None]]:
+        """Smallest and largest size of every free dimension, both included; None: unbounded."""
+        return self._its_interface().dims
+
     def run(self, /, *args: object, **kwargs: object) -> Tensor | dict[str, Tensor]:
         """Run the model: inputs by position (state excluded) or by name.
 

@@ -122,7 +122,8 @@ def _too_little_memory(asked: Asked) -> MalformedModel:
     return MalformedModel(
         f"checking the model needed more than {asked.memory / GIBIBYTE:.3g} GiB of memory",
         why="a damaged or hostile file can ask for any amount, so there is a limit",
-        hint=f"if you expect it to need that much: --limit memory={2 * asked.memory}",
+        hint="if you expect it to need that much",
+        retry=(("--limit", f"memory={2 * asked.memory}"),),
     )
 
 
@@ -130,7 +131,8 @@ def _too_slow(asked: Asked) -> MalformedModel:
     return MalformedModel(
         f"checking the model took more than {asked.seconds} seconds",
         why="a damaged or hostile file can keep a reader busy for ever, so there is a limit",
-        hint=f"if you expect it to take that long: --limit seconds={2 * asked.seconds}",
+        hint="if you expect it to take that long",
+        retry=(("--limit", f"seconds={2 * asked.seconds}"),),
     )
 
 

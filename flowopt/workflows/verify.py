@@ -7,10 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from flowopt.errors import MalformedModel, MissingDependency, UserError
+from flowopt.formats.limits import DEFAULT_LIMITS, Limits
 from flowopt.program.loading.load import Trust, load
 from flowopt.program.program import Program
 from flowopt.report.verdict import Finding, Outcome, Verdict
 from flowopt.runtime.artifact import Artifact
+from flowopt.runtime.trial import require_harmless
 from flowopt.verification.evidence import collect_evidence
 from flowopt.verification.verify_outputs import verify_outputs
 
@@ -23,6 +25,7 @@ def verify(
     *,
     trust: Trust = "data",
     provider: str | None = None,
+    limits: Limits = DEFAULT_LIMITS,
     seed: int = 0,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Verdict:
@@ -33,6 +36,7 @@ def verify(
         candidate: the same, or an artifact (opened, or its folder).
         trust: what files may do; see ``flowopt.load``.
         provider: execution provider for ONNX artifacts.
+        limits: what reading files may cost.
         seed: of the input cases.
         on_progress: gets one line per step.
 
@@ -41,14 +45,14 @@ def verify(
         MissingDependency: the candidate's runtime, or the provider, is not here.
         FlowoptError: a model cannot be loaded.
     """
-    original = _opened(reference, trust, provider)
+    original = _opened(reference, trust, provider, limits)
     if isinstance(original, Artifact):
         raise UserError(
             f"the reference {original.folder} is a lowered artifact",
             why="the float64 oracle is made from the captured graph",
             hint="give the original archive or factory first, the artifact second",
         )
-    other = _opened(candidate, trust, provider)
+    other = _opened(candidate, trust, provider, limits)
     differences = _interface_differences(original, other)
     if differences:
         return Verdict(Outcome.DIFFERENT, differences, seed=seed)
@@ -75,12 +79,14 @@ class _CandidateRun:
             raise
 
 
-def _opened(model: Model, trust: Trust, provider: str | None) -> Program | Artifact:
+def _opened(model: Model, trust: Trust, provider: str | None, limits: Limits) -> Program | Artifact:
     if isinstance(model, (Program, Artifact)):
         return model
     if Path(model).is_dir():
+        if trust != "code":
+            require_harmless(Path(model), limits)
         return Artifact.open(model, trust=trust, provider=provider)
-    return load(model, trust=trust)
+    return load(model, trust=trust, limits=limits)
 
 
 def _interface_differences(original: Program, other: Program | Artifact) -> tuple[Finding, ...]:

@@ -71,7 +71,7 @@ def test_eval_and_dynamic_reach_the_factory(artifact: Path) -> None:
 def test_capture_options_without_a_factory_are_a_usage_error(artifact: Path) -> None:
     ran = flowopt("verify", artifact, artifact, "--dynamic", "batch=signal:0")
     assert ran.code == 2
-    assert "--dynamic applies to factories" in ran.err
+    assert "--dynamic applies to what is captured now" in ran.err
 
 
 def test_json_holds_the_verdict_and_the_exit_code(artifact: Path, tmp_path: Path) -> None:

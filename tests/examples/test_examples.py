@@ -28,6 +28,12 @@ def test_optimize_a_model(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_load_what_you_have(tmp_path: Path) -> None:
+    output = run(str(EXAMPLES / "load_what_you_have.py"), folder=tmp_path)
+    assert output.count("equal to the model bit for bit") == 4
+    assert output.count("  try   ") == 5
+
+
 def test_write_a_pass(tmp_path: Path) -> None:
     output = run(str(EXAMPLES / "write_a_pass.py"), folder=tmp_path)
     assert "recognize-silu: kept, applied at 1 of 2 sites" in output

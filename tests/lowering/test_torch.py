@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowopt.errors import Untrusted, UserError
+from flowopt.errors import MalformedModel, Untrusted, UserError
 from flowopt.lowering.staging import Staging
 from flowopt.lowering.torch import lower_to_torch
-from flowopt.runtime.artifact import Artifact, Trust
+from flowopt.runtime.artifact import Artifact
 from flowopt.runtime.torch_module import open_exported
 from tests.lowering import models
 from tests.lowering.build import build_torch, built
@@ -70,12 +70,16 @@ def test_the_staged_file_runs_before_the_commit(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_it_is_opened_only_when_code_is_trusted(tmp_path: Path) -> None:
-    build_torch(built(models.attention).program, tmp_path / "a")
-    refused: tuple[Trust, ...] = ("data", "weights")
-    for trust in refused:
-        with pytest.raises(Untrusted, match="--trust code"):
-            Artifact.open(tmp_path / "a", trust=trust)
+def test_it_is_opened_without_trust_unless_it_calls_code_of_its_own(tmp_path: Path) -> None:
+    program = built(models.attention).program
+    build_torch(program, tmp_path / "a")
+    x = torch.randn(1, 4, 32)
+    require_equal(Artifact.open(tmp_path / "a").run(x), program.run(x))
+
+    model = tmp_path / "a" / "model.pt2"
+    model.write_bytes(model.read_bytes().replace(b"torch.ops.aten.linear.default", b"torch.ops.mine.linear.default"))
+    with pytest.raises((Untrusted, MalformedModel)):
+        Artifact.open(tmp_path / "a")
 
 
 def test_without_a_report_it_still_knows_its_interface(tmp_path: Path) -> None:

@@ -164,10 +164,13 @@ def _require_within(limits: Limits, depth: int, found: _Found) -> None:
     if depth > limits.depth:
         raise MalformedModel(
             f"it nests more than {limits.depth} levels deep",
-            hint=f"if that is meant: --limit depth={10 * limits.depth}",
+            hint="if that is meant",
+            retry=(("--limit", f"depth={10 * limits.depth}"),),
         )
     for count, what in ((found.nodes, "operators"), (len(found.tensors), "tensors")):
         if count > limits.nodes:
             raise MalformedModel(
-                f"it has more than {limits.nodes:,} {what}", hint=f"if that is meant: --limit nodes={10 * limits.nodes}"
+                f"it has more than {limits.nodes:,} {what}",
+                hint="if that is meant",
+                retry=(("--limit", f"nodes={10 * limits.nodes}"),),
             )

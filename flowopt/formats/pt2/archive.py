@@ -60,6 +60,13 @@ def read_archive(file: BinaryIO, name: str, limits: Limits = DEFAULT_LIMITS) -> 
     except FlowoptError as error:
         error.message = f"refused {name}: {error.message}"
         raise
+    except RecursionError as error:
+        # Where --limit depth allows more than Python does.
+        raise MalformedModel(
+            f"refused {name}: its graph is nested deeper than Python can read",
+            hint="if that is meant",
+            retry=(("--limit", f"depth={limits.depth // 2}"),),
+        ) from error
 
 
 def _read(file: BinaryIO, limits: Limits) -> CleanArchive:
@@ -98,7 +105,11 @@ def _require_layout(file: BinaryIO, members: Members) -> None:
 def _bytes(file: BinaryIO, extent: Extent, most: int) -> bytes:
     start, length = extent
     if length > most:
-        raise MalformedModel(f"a part has {length:,} bytes; the limit is {most:,}", hint=f"--limit json={length}")
+        raise MalformedModel(
+            f"a part has {length:,} bytes; the limit is {most:,}",
+            hint="if that is meant",
+            retry=(("--limit", f"json={length}"),),
+        )
     file.seek(start)
     return file.read(length)
 

@@ -3,15 +3,19 @@
 What a check does not name does not get through: unknown keys of an object are left out, unknown kinds are refused.
 """
 
+import keyword
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from flowopt.errors import MalformedModel
+from flowopt.errors import MalformedModel, Untrusted
 
 Check = Callable[[Any, "Place"], Any]
 _LARGEST_INTEGER: Final = 2**63
 _MOST_NAME_CHARACTERS: Final = 1_000
+# Names of attributes are free, as those of a ModuleDict are, but for what ends a text of Python, and calls.
+_ATTRIBUTE: Final = re.compile(r"[\w\-+:/@|#~ ]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,38 @@ def name(value: Any, place: Place) -> str:
     if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= _MOST_NAME_CHARACTERS:
         raise malformed(place, "a name", value)
     return value
+
+
+def identifier(value: Any, place: Place) -> str:
+    """The name of a value or an argument: torch writes it, as it is, into Python that it then runs."""
+    checked = name(value, place)
+    if not checked.isidentifier() or keyword.iskeyword(checked):
+        raise _no_name(place, checked)
+    return checked
+
+
+def argument_name(value: Any, place: Place) -> str:
+    """The name of an operator's argument: empty where it is positional; that of a few is a keyword (``from``)."""
+    if value == "" or (isinstance(value, str) and keyword.iskeyword(value)):
+        return str(value)
+    return identifier(value, place)
+
+
+def attribute_path(value: Any, place: Place) -> str:
+    """The dotted name of a parameter or a buffer: torch writes it into Python, too, part by part."""
+    checked = name(value, place)
+    parts = checked.split(".")
+    if not all(_ATTRIBUTE.fullmatch(part) and not part.startswith("__") for part in parts):
+        raise _no_name(place, checked)
+    return checked
+
+
+def _no_name(place: Place, value: str) -> Untrusted:
+    return Untrusted(
+        "the file uses a text as a name that is none",
+        why=f"{place}: {value[:80]!r}; torch would write it into Python code and run that",
+        hint="do not load it: torch.export writes plain names; ask for .safetensors or a new export",
+    )
 
 
 def nothing(value: Any, place: Place) -> None:

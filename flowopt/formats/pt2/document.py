@@ -175,7 +175,8 @@ class _Schema:
         if self.nodes > self.limits.nodes:
             raise MalformedModel(
                 f"the graph has more than {self.limits.nodes:,} operators",
-                hint=f"--limit nodes={2 * self.limits.nodes}",
+                hint="if that is meant",
+                retry=(("--limit", f"nodes={2 * self.limits.nodes}"),),
             )
         argument = record({"name": argument_name, "arg": self.argument}, {"kind": optional(one_of(0, 1, 2))})
         clean: dict[str, Any] = record(

@@ -19,13 +19,15 @@ _FUNCTIONS: Final = frozenset(
     "StrictGreaterThan StrictLessThan Eq Ne Ge Le Gt Lt And Or Not".split()
 )
 _POWERS: Final = frozenset({"Pow", "PowByNatural", "FloatPow", "LShift"})
+_HAS_POWER: Final = re.compile(r"Pow|LShift|\*\*")
 _CONSTANTS: Final = frozenset({"true", "false", "True", "False", "oo", "int_oo"})
 _ASSUMPTIONS: Final = frozenset("positive negative nonnegative nonpositive integer real finite zero nonzero".split())
 _SIZE_METHODS: Final = frozenset({"size", "stride", "storage_offset", "dim", "numel"})
-_SYMBOL: Final = re.compile(r"[a-z_]{1,8}\d{1,9}")
+_SYMBOL: Final = re.compile(r"[a-z_]{1,8}[0-9]{1,6}")
 _TOKEN: Final = re.compile(
     r"\s*(?:(?P<number>\d+\.\d+(?:e[+-]?\d+)?|\d+)|(?P<name>[A-Za-z_]\w*)|'(?P<text>[^'\\\n]*)'"
-    r"|(?P<mark>\*\*|//|==|!=|<=|>=|[-+*/%<>()\[\],.=&|~]))"
+    r"|(?P<mark>\*\*|//|==|!=|<=|>=|[-+*/%<>()\[\],.=&|~]))",
+    re.ASCII,
 )
 _BINARY: Final = {
     "or": 1,
@@ -37,13 +39,14 @@ _BINARY: Final = {
     **dict.fromkeys(("*", "/", "//", "%"), 8),
     "**": 10,
 }
+_COMPARISON: Final = 4
 _MOST_CHARACTERS: Final = 20_000
 _MOST_DEPTH: Final = 60
 _MOST_DIGITS: Final = 20
 _LARGEST_EXPONENT: Final = 16
-_OWNER: Final = (
-    "do not load it: torch never writes such a text; ask for .safetensors or a new export"
-)
+_LARGEST_EXPONENT_OF_SUMS: Final = 4
+_ATOM: Final = re.compile(r"\w+|Symbol\([^()]*\)|Integer\(\w+\)|L[\w\[\]'.()]*")
+_OWNER: Final = "do not load it: torch never writes such a text; ask for .safetensors or a new export"
 
 
 def clean_expression(text: str, where: str) -> str:
@@ -121,14 +124,26 @@ class _Parser:
         self._depth += 1
         self._require(self._depth <= _MOST_DEPTH)
         left = self._unary()
+        before = 0
         while (precedence := self._operator()) > least:
             operator = self._next()[1]
             right = self._expression(precedence)
             if operator == "**":
-                self._require(right.isdecimal() and int(right) <= _LARGEST_EXPONENT)
-            left = f"({left} {operator} {right})"
+                self._require(right.isdecimal() and len(right) < 3)
+                self._require_finishable(left, int(right))
+            if before == precedence == _COMPARISON:
+                # "2 <= x <= 64" is one comparison of three.
+                left = f"{left[:-1]} {operator} {right})"
+            else:
+                left = f"({left} {operator} {right})"
+            before = precedence
         self._depth -= 1
         return left
+
+    def _require_finishable(self, base: str, exponent: int) -> None:
+        """A power that sympy can write out: of a symbol or number up to the 16th, of a sum up to the 4th."""
+        largest = _LARGEST_EXPONENT if _ATOM.fullmatch(base) else _LARGEST_EXPONENT_OF_SUMS
+        self._require(exponent <= largest and not _HAS_POWER.search(base))
 
     def _operator(self) -> int:
         kind, text = self._peek()
@@ -138,7 +153,7 @@ class _Parser:
         kind, text = self._peek()
         if (kind, text) in (("mark", "-"), ("mark", "~"), ("name", "not")):
             self._at += 1
-            return f"({text} {self._expression(9)})" if text == "not" else f"({text}{self._expression(9)})"
+            return f"(not {self._expression(3)})" if text == "not" else f"({text}{self._expression(9)})"
         if self._is_next("("):
             self._at += 1
             inner = self._expression(0)
@@ -173,7 +188,7 @@ class _Parser:
             # A tower of powers could not be finished by any machine.
             self._require(len(arguments) == 2 and exponent is not None)
             assert exponent is not None
-            self._require(abs(int(exponent[1])) <= _LARGEST_EXPONENT and "Pow" not in arguments[0])
+            self._require_finishable(arguments[0], abs(int(exponent[1])))
         return f"{function}({', '.join(arguments)})"
 
     def _float(self) -> str:

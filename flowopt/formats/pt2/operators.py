@@ -10,7 +10,7 @@ from typing import Final
 
 from flowopt.errors import Untrusted
 
-_DISPATCHED: Final = re.compile(r"torch\.ops\.(aten|prims)\.([A-Za-z_]\w*)(\.[A-Za-z_]\w*)?")
+_DISPATCHED: Final = re.compile(r"torch\.ops\.(aten|prims)\.([A-Za-z_]\w*)(\.[A-Za-z_]\w*)?", re.ASCII)
 _CUSTOM: Final = re.compile(r"torch\.ops\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)(\.[A-Za-z_]\w*)?")
 # from_file maps and even creates files by name, save writes one; the others give a tensor memory that nobody checked,
 # or act on the process. (rebuild also refuses names that only TorchScript's interpreter knows.)
@@ -47,7 +47,8 @@ def clean_operator(target: str, where: str) -> str:
     if target in _SYMBOLIC or target in _CONTROL_FLOW:
         return target
     found = _DISPATCHED.fullmatch(target)
-    if found is not None and _is_allowed(found[2]):
+    # An overload that starts with two underscores would be an attribute of Python's.
+    if found is not None and _is_allowed(found[2]) and not (found[3] or "").startswith(".__"):
         return target
     custom = _CUSTOM.fullmatch(target)
     if custom is not None and custom[1] not in ("aten", "prims", "higher_order"):

@@ -43,19 +43,24 @@ def _tree(node: Any, fields_of: Mapping[str, Sequence[str]], where: str, limits:
         raise _malformed(where)
     if kind is None and context is None and not children:
         return {"type": None, "context": None, "children_spec": []}
-    if not isinstance(kind, str) or not isinstance(context, str):
+    if not isinstance(kind, str) or not isinstance(context, (str, dict)):
         raise _malformed(where)
     clean = [_tree(child, fields_of, where, limits) for child in children]
-    keys = _keys(parse_json(context.encode(), what=where, limits=limits), len(clean), fields_of)
+    keys = _keys(_told(kind, context, fields_of, where, limits), len(clean))
     if keys is None:
         return {"type": "builtins.tuple", "context": "null", "children_spec": clean}
     return {"type": "builtins.dict", "context": json.dumps(keys), "children_spec": clean}
 
 
-def _keys(context: Any, count: int, fields_of: Mapping[str, Sequence[str]]) -> list[str | int] | None:
+def _told(kind: str, context: Any, fields_of: Mapping[str, Sequence[str]], where: str, limits: Limits) -> Any:
+    """What the context says: the bare name of a named tuple, an object for a defaultdict, JSON for all others."""
+    if kind == "collections.namedtuple":
+        return list(fields_of.get(context, ())) if isinstance(context, str) else None
+    return parse_json(context.encode(), what=where, limits=limits) if isinstance(context, str) else context
+
+
+def _keys(context: Any, count: int) -> list[str | int] | None:
     """One key per child where the context holds as many; None for a sequence."""
-    if isinstance(context, str):
-        context = list(fields_of.get(context, ()))
     if isinstance(context, dict):  # a defaultdict keeps its keys beside its factory
         context = context.get("dict_context")
     if isinstance(context, list) and context and isinstance(context[0], list):

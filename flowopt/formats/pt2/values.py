@@ -12,6 +12,7 @@ from flowopt.formats.pt2.checks import (
     Check,
     Place,
     boolean,
+    identifier,
     integer,
     list_of,
     malformed,
@@ -28,7 +29,8 @@ from flowopt.formats.pt2.expressions import clean_expression
 from flowopt.formats.pt2.operators import clean_operator
 
 STRIDED: Final = 7
-SYMBOL: Final = re.compile(r"[a-z_]{1,8}\d{1,9}")
+# Six digits: torch counts up to the number of a symbol that has no value yet, one by one.
+SYMBOL: Final = re.compile(r"[a-z_]{1,8}[0-9]{1,6}")
 _MOST_AXES: Final = 64
 _DEVICE: Final = re.compile(r"[a-z]{2,16}")
 _OWNER: Final = "if you trust its author; else ask for .safetensors or .onnx"
@@ -52,7 +54,7 @@ SYM_INT: Final = union({"as_expr": SYMBOLIC, "as_int": integer})
 # 0 stands for the unknown in each of the three enumerations.
 SCALAR_TYPE: Final = one_of(*range(1, 14), *range(28, 36))
 _MEMORY_FORMAT: Final = one_of(1, 2, 3, 4)
-NAMED: Final = record({"name": name})
+NAMED: Final = record({"name": identifier})
 
 
 def layout(value: Any, place: Place) -> int:
@@ -88,7 +90,7 @@ CONSTANT: Final = union(
 
 
 def _sym(check: Check, kind: str) -> Check:
-    return union({"as_name": name, kind: check})
+    return union({"as_name": identifier, kind: check})
 
 
 def no_object(value: Any, place: Place) -> Any:

@@ -5,13 +5,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from flowopt.errors import FlowoptError, MalformedModel
 from flowopt.formats.limits import DEFAULT_LIMITS, Limits
-from flowopt.formats.pt2.archive import read_archive
+from flowopt.formats.pt2.archive import CleanArchive, read_archive
 from flowopt.ir.quiet import quiet
 from flowopt.program.from_exported import program_from_exported
 from flowopt.program.loading.rebuild import rebuilt_program
@@ -74,15 +74,19 @@ def with_reader(path: Path, name: str, limits: Limits) -> LoadedArchive:
         MalformedModel, Untrusted: as ``load_archive``.
     """
     with path.open("rb") as file:
-        archive = read_archive(file, name, limits)
-        try:
-            with quiet():
-                exported = rebuilt_program(archive, file)
-        except FlowoptError:
-            raise
-        except Exception as error:
-            # torch raises whatever a graph that contradicts itself provokes.
-            raise _unreadable(name, error) from error
+        return with_rebuilder(read_archive(file, name, limits), file, name)
+
+
+def with_rebuilder(archive: CleanArchive, file: BinaryIO, name: str) -> LoadedArchive:
+    """The second half of ``with_reader``, for an archive that has been read."""
+    try:
+        with quiet():
+            exported = rebuilt_program(archive, file)
+    except FlowoptError:
+        raise
+    except Exception as error:
+        # torch raises whatever a graph that contradicts itself provokes.
+        raise _unreadable(name, error) from error
     return LoadedArchive(exported, archive.extra, archive.sha256)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowopt.errors import MalformedModel, ModelNotFound, UserError
+from flowopt.formats.printable import printable
 from flowopt.program.loading.input_spec import InputSpec, parse_input_spec
 
 Inputs = str | Path | Mapping[str, Tensor]
@@ -52,7 +53,7 @@ def suggested_shapes(module: nn.Module) -> tuple[tuple[str, str], ...]:
 
 def _taken_by(layer: nn.Module) -> str | None:
     """The shape that a layer with weights takes."""
-    if isinstance(layer, nn.Embedding):
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         return f"1x{_SEQUENCE}:int64[0..{layer.num_embeddings - 1}]"
     if isinstance(layer, nn.Linear):
         return f"1x{layer.in_features}"
@@ -86,10 +87,20 @@ def _stored(path: Path) -> dict[str, Tensor]:
         # Arrays of objects are pickles; they stay unread.
         with np.load(path, allow_pickle=False) as arrays:
             found: dict[str, Any] = {name: arrays[name] for name in arrays.files}
-        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in found.items()}
-    except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        return {name: _tensor(name, value) for name, value in found.items()}
+    except (ValueError, TypeError, EOFError, AttributeError, NotImplementedError, zipfile.BadZipFile) as error:
+        is_plain = str(error) and not isinstance(error, TypeError | AttributeError)
         raise MalformedModel(
             f"{path.name} is no .npz file of plain arrays",
-            why=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            why=str(error).splitlines()[0] if is_plain else "it holds no arrays by name",
             hint="numpy.savez('inputs.npz', x=..., mask=...) writes one",
         ) from error
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    """A NumPy array as a tensor; members of a zip file that are no arrays come as bytes."""
+    array = np.asarray(value, order="C") if isinstance(value, np.ndarray) else None
+    if array is None or array.dtype.kind not in "fiubc":
+        what = "no array" if array is None else f"an array of {array.dtype}, not of numbers"
+        raise ValueError(f"{printable(name)} is {what}")
+    return torch.from_numpy(array)

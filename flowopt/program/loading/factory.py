@@ -15,8 +15,11 @@ from flowopt.program.loading.from_module import program_of_module
 from flowopt.program.program import Program
 
 _FORMS = (
-    "a flowopt.Program, a tuple (module, args) or (module, args, kwargs), a dictionary with the arguments of "
-    "flowopt.capture (module, args, kwargs, dynamic, dims), or a module alone, whose inputs --shape then gives"
+    "one of:\n"
+    "a tuple (module, args) or (module, args, kwargs), with example inputs\n"
+    "a dictionary with the arguments of flowopt.capture: module, args, kwargs, dynamic, dims\n"
+    "a module alone, whose inputs --shape then gives\n"
+    "a flowopt.Program"
 )
 
 
@@ -46,9 +49,12 @@ def load_factory(
     """
     made = _called(text, _factory(text))
     if isinstance(made, Program):
-        given = [*options, *(["inputs"] if inputs else []), *(["weights"] if weights else [])]
+        given = [*options, *(["inputs"] if inputs else []), *(["weights of a file"] if weights else [])]
         if given:
-            raise UserError(f"{text} returns a captured Program: {sorted(given)} no longer apply")
+            raise UserError(
+                f"{text} returns a captured Program: {sorted(given)} no longer apply",
+                hint="return the module and its example inputs instead: (model.eval(), (example_input,))",
+            )
         return made
     arguments = _arguments(text, made)
     if weights is not None:
@@ -68,7 +74,9 @@ def _factory(text: str) -> Any:
         if error.name is not None and not f"{module_name}.".startswith(f"{error.name}."):
             raise _lacks(text, error) from error
         raise ModelNotFound(
-            f"no module {module_name!r}", hint="run from the folder that holds it, or install its package"
+            f"no module {module_name!r}",
+            hint=f"write {module_name.replace('.', '/')}.py here, with a function {name}() that returns "
+            "(model.eval(), (example_input,))\nor run from the folder that holds it, or install its package",
         ) from error
     finally:
         sys.path.remove("")

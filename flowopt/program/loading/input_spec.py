@@ -10,7 +10,14 @@ _FORM: Final = re.compile(
     r"(?P<sizes>\d+(?:x\d+)*|scalar)(?::(?P<dtype>[a-z]+\d*[a-z0-9]*))?(?:\[(?P<low>-?\d+)\.\.(?P<high>-?\d+)\])?"
 )
 _FLOATS: Final = ("float32", "float16", "bfloat16", "float64")
-_INTEGERS: Final = ("int64", "int32", "int16", "int8", "uint8")
+# With the smallest and largest value; numbers are drawn below the largest plus one, which int64 must hold as well.
+_INTEGERS: Final = {
+    "int64": (-(2**63), 2**63 - 2),
+    "int32": (-(2**31), 2**31 - 1),
+    "int16": (-(2**15), 2**15 - 1),
+    "int8": (-(2**7), 2**7 - 1),
+    "uint8": (0, 2**8 - 1),
+}
 _OTHERS: Final = ("bool", "complex64", "complex128")
 _HOW: Final = (
     "sizes joined by x, then the dtype, then the range of integers (both ends included): x=1x3x224x224, "
@@ -33,7 +40,8 @@ def parse_input_spec(name: str, text: str) -> InputSpec:
     """One example input out of ``sizes[:dtype][[low..high]]``; float32 where no dtype is given.
 
     Raises:
-        UserError: a text of another form, an unknown dtype, a range for a dtype that has none, or an empty one.
+        UserError: a text of another form, an unknown dtype, or a range that is empty, goes beyond the dtype, or is
+            given for a dtype that has none.
     """
     found = _FORM.fullmatch(text)
     if found is None:
@@ -53,4 +61,9 @@ def parse_input_spec(name: str, text: str) -> InputSpec:
     if dtype not in _INTEGERS or low > high:
         what = "is empty" if dtype in _INTEGERS else f"does not apply to {dtype}"
         raise UserError(f"the range {low}..{high} of {name!r} {what}", hint=_HOW)
+    smallest, largest = _INTEGERS[dtype]
+    if low < smallest or high > largest:
+        raise UserError(
+            f"the range {low}..{high} of {name!r} does not fit {dtype}", hint=f"stay within {smallest}..{largest}"
+        )
     return InputSpec(sizes, dtype, low, high)

@@ -63,7 +63,7 @@ def load(
         if not _FACTORY.fullmatch(str(model)):
             raise ModelNotFound(
                 f"no such file: {model}",
-                hint="a path to a torch.export archive, or package.module:factory for a Python model",
+                hint="check the path and the current folder; a model in Python is named package.module:factory",
             )
         if factory is not None:
             raise UserError(f"{model} is a factory already: --factory is for files that hold weights alone")
@@ -79,10 +79,12 @@ def load(
         given = example_inputs(shapes or {}, inputs)
         return _from_weights(path, found, factory, limits, given, eval_mode, capture_options)
     if found.kind is Kind.PICKLED_MODULE:
+        if factory is not None:
+            raise UserError(f"{path.name} is {found.detail}: --factory is for files that hold weights alone")
         module = load_pickled(path, found, trust=trust)
         given = example_inputs(shapes or {}, inputs)
         return program_of_module(module, given, path.name, eval_mode=eval_mode, **capture_options)
-    raise refusal(found, path.name)
+    raise refusal(found, str(model))
 
 
 def _from_weights(

@@ -2,14 +2,16 @@
 
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import torch
 from torch import Tensor, nn
 
-from flowopt.errors import Untrusted
+from flowopt.errors import MalformedModel, Untrusted
 from flowopt.formats.pt2.archive import CleanArchive
 from flowopt.formats.pt2.tensors import StoredTensor
+
+_ATTRIBUTES: Final = ("parameter_name", "buffer_name", "tensor_constant_name")
 
 
 def rebuilt_program(archive: CleanArchive, file: BinaryIO) -> Any:
@@ -22,12 +24,14 @@ def rebuilt_program(archive: CleanArchive, file: BinaryIO) -> Any:
 
     Raises:
         Untrusted: an operator that is none of the dispatcher's.
-        MalformedModel: parts that contradict each other.
+        MalformedModel: a weight or a subgraph that is named as a part of torch's own modules, or impossible values.
     """
     from torch._export.serde import schema
     from torch._export.serde.serialize import ExportedProgramDeserializer, _dict_to_dataclass
 
-    _require_dispatched(_targets(archive.document["graph_module"]["graph"]))
+    objects = list(_objects(archive.document["graph_module"]))
+    _require_dispatched(objects)
+    _require_own_attributes(objects)
     document = dict(archive.document)
     # Guards are checked for what they are; sizes are checked by flowopt itself, at every call.
     document["guards_code"] = []
@@ -58,25 +62,32 @@ def _record(mapped: mmap.mmap, start: int, length: int, dtype: torch.dtype) -> T
     if length < dtype.itemsize:
         return torch.empty(0, dtype=dtype)
     raw = torch.frombuffer(mapped, dtype=torch.uint8, offset=start, count=length - length % dtype.itemsize)
+    if dtype is torch.bool and bool((raw > 1).any()):
+        raise MalformedModel(
+            "the file stores truth values that are neither 0 nor 1",
+            why="what kernels do with such a byte is undefined",
+            hint="export the model again with torch.export.save",
+        )
     # torch aligns what it writes; other writers may not, and kernels read whole vectors.
     return (raw if start % dtype.itemsize == 0 else raw.clone()).view(dtype)
 
 
-def _targets(graph: Mapping[str, Any]) -> Iterator[str]:
-    """Names of all operators, subgraphs included."""
-    pending: list[Any] = [graph]
+def _objects(part: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object of a part of the document, those of subgraphs included."""
+    pending: list[Any] = [part]
     while pending:
         value = pending.pop()
         if isinstance(value, dict):
             pending.extend(value.values())
-            yield from (value[key] for key in ("target", "as_operator") if isinstance(value.get(key), str))
+            yield value
         elif isinstance(value, list):
             pending.extend(value)
 
 
-def _require_dispatched(targets: Iterable[str]) -> None:
+def _require_dispatched(objects: Iterable[Mapping[str, Any]]) -> None:
     """Operators of the dispatcher; TorchScript's interpreter has more under the same names, some of which do I/O."""
-    for target in {t for t in targets if t.startswith(("torch.ops.aten.", "torch.ops.prims."))}:
+    named = {one[key] for one in objects for key in ("target", "as_operator") if isinstance(one.get(key), str)}
+    for target in (t for t in named if t.startswith(("torch.ops.aten.", "torch.ops.prims."))):
         _, _, namespace, name, *overload = target.split(".")
         qualified = f"{namespace}::{name}" + (f".{overload[0]}" if overload and overload[0] != "default" else "")
         if not torch._C._dispatch_has_kernel(qualified):
@@ -84,3 +95,31 @@ def _require_dispatched(targets: Iterable[str]) -> None:
                 f"the file calls {target}, which torch {torch.__version__} does not have as an operator of tensors",
                 hint="export the model again with the torch that is installed here",
             )
+
+
+def _require_own_attributes(objects: Iterable[Mapping[str, Any]]) -> None:
+    """Parameters, buffers and subgraphs must not be named as something that torch's modules have already.
+
+    A graph reads them as attributes: the name ``to_folder`` would be a method that writes files, and operators with
+    a body would call it.
+    """
+    inner = set(dir(nn.Module()))
+    graph_module = torch.fx.GraphModule(nn.Module(), torch.fx.Graph())
+    # Its plain attributes, such as graph, may well be the name of a user's submodule; torch lifts those out of the way.
+    first_too = inner | {name for name in dir(graph_module) if callable(getattr(graph_module, name, None))}
+    for path in _attributes(objects):
+        first, *rest = path.split(".")
+        if first in first_too or not inner.isdisjoint(rest):
+            raise MalformedModel(
+                f"the file has a parameter, a buffer or a subgraph named {path!r}",
+                why="a module of torch has an attribute of that name itself",
+                hint="rename it in the model, and export it again",
+            )
+
+
+def _attributes(objects: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for one in objects:
+        yield from (one[key] for key in _ATTRIBUTES if isinstance(one.get(key), str))
+        subgraph = one.get("as_graph")
+        if isinstance(subgraph, dict) and isinstance(subgraph.get("name"), str):
+            yield subgraph["name"]

@@ -1,21 +1,13 @@
 """What is tried with an untrusted file in a process of its own, before this one reads it.
 
-Each function here is named to ``flowopt.sandbox``, and takes and returns JSON values.
+Each function here is named to ``flowopt.sandbox``, and takes and returns JSON values. torch is imported when a file
+has been found sound: most hostile and damaged files never get so far.
 """
 
-import contextlib
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from flowopt.formats.limits import Limits
-from flowopt.ir.metadata import recorded_tensor
-from flowopt.ir.quiet import quiet
-from flowopt.program.from_exported import program_from_exported
-from flowopt.program.loading.archive import with_reader
-from flowopt.program.program import Program, Provenance
+from flowopt.formats.pt2.archive import read_archive
 
 
 def try_archive(path: str, limits: dict[str, int]) -> str:
@@ -24,35 +16,28 @@ def try_archive(path: str, limits: dict[str, int]) -> str:
     Raises:
         FlowoptError: as ``load_archive``.
     """
-    loaded = with_reader(Path(path), Path(path).name, Limits(**limits))
+    name = Path(path).name
+    with open(path, "rb") as file:
+        archive = read_archive(file, name, Limits(**limits))
+        from flowopt.ir.quiet import quiet
+        from flowopt.program.from_exported import program_from_exported
+        from flowopt.program.loading.archive import with_rebuilder
+        from flowopt.program.loading.run_once import run_once
+        from flowopt.program.program import Provenance
+
+        loaded = with_rebuilder(archive, file, name)
     with quiet():
         decomposed = loaded.exported.run_decompositions({})
     run_once(program_from_exported(decomposed, {}, Provenance("", "")))
-    return loaded.sha256
+    return archive.sha256
 
 
-def try_weights(path: str) -> list[str]:
-    """Read a state dictionary with torch's restricted unpickler; returns the type's name and its first keys.
+def try_weights(path: str) -> None:
+    """Read a state dictionary with torch's restricted unpickler.
 
     Raises:
-        pickle.UnpicklingError: it holds more than tensors and plain values.
+        FlowoptError: as ``unpickled``.
     """
-    found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    return [type(found).__name__]
+    from flowopt.program.loading.weights_file import unpickled
 
-
-def run_once(program: Program) -> None:
-    """Run a program on zeros of the captured sizes. What it raises is the model's own affair: only a crash counts."""
-    sizes = {d.name: d.traced for d in program.dims}
-    inputs: dict[str, Tensor] = {}
-    for one in program.inputs:
-        value = recorded_tensor(program.node(one.name))
-        assert value is not None
-        inputs[one.name] = torch.zeros(program.concrete_shape(value, sizes), dtype=one.dtype)
-    with contextlib.suppress(IndexError, ValueError, AssertionError), torch.no_grad():
-        program.run_named(inputs)
-
-
-def _is_zip(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"
+    unpickled(Path(path))
