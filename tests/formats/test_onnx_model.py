@@ -144,7 +144,7 @@ def test_unpacked_numbers_are_read_too() -> None:
 
 def test_limits_hold() -> None:
     content = rich_model().SerializeToString()
-    for limits, match in ((Limits(nodes=3), "limit nodes"), (Limits(depth=5), "limit depth")):
+    for limits, match in ((Limits(nodes=3), "Limits.nodes"), (Limits(depth=5), "Limits.depth")):
         with pytest.raises(MalformedModel, match=match):
             read_model(content, limits)
     read_model(content, Limits(nodes=23, depth=10))

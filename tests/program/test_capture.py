@@ -101,7 +101,7 @@ class TestMode:
     def test_one_part_in_train_mode_is_named(self) -> None:
         module = nn.Sequential(nn.Linear(3, 3), nn.Dropout()).eval()
         module[1].train()
-        with pytest.raises(CaptureError, match="train mode: 1\n"):
+        with pytest.raises(CaptureError, match=r"train mode \(train-mode\): 1\n"):
             capture(module, (torch.randn(2, 3),))
 
     def test_eval_mode_captures_eval_and_leaves_every_mode(self) -> None:
