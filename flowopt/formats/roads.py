@@ -54,7 +54,11 @@ def refusal(detected: Detected, name: str) -> FlowoptError:
     if detected.kind in _GO_ON:
         return InternalError(f"{is_what}, which has a reader and cannot be refused as unreadable")
     if detected.kind in _COMPILED_KINDS:
-        return Untrusted(f"refused: {is_what}", why=_why_compiled(detected.kind), hint=_road_from(detected.kind, shown))
+        return Untrusted(
+            f"refused {shown}: it is {detected.detail}",
+            why=_why_compiled(detected.kind),
+            hint=_road_from(detected.kind, shown),
+        )
     match detected.kind:
         case Kind.ONNX:
             return UserError(

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Self, final
 
 from flowopt.errors import CannotWrite, InternalError
+from flowopt.formats.digest import file_sha256
 from flowopt.lowering.folder import (
     cannot_write,
     locked_descriptor,
@@ -39,7 +40,6 @@ from flowopt.runtime.layout import (
     VERSION_KEY,
     WEIGHTS_NAME,
     committed,
-    file_sha256,
     pending_report_name,
     read_report,
     referenced_weights,

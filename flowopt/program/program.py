@@ -53,11 +53,12 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a program came from: the class or file, its digest where there is a file, and torch's version."""
+    """Where a program came from: the class or file, torch's version, and of a file its digest and the trust it got."""
 
     source: str
     torch_version: str
     sha256: str | None = None
+    trust: str | None = None
 
 
 @dataclass(slots=True)

@@ -27,6 +27,8 @@ class Report:
         outcome: ``verified``, ``verified-on-cpu``, ``different``, ``inconclusive``, ``not-verified`` or ``dry-run``.
         target: name of the target.
         source: what was optimized.
+        source_sha256: digest of the file that it is; None where it is no file.
+        trust: what that file was allowed to do: ``data``, ``weights`` or ``code``.
         passes: one record per pass, in order.
         census_before: operator to number of calls in the captured graph.
         census_after: the same after the last pass.
@@ -52,6 +54,8 @@ class Report:
     warnings: tuple[str, ...] = ()
     parameter_bytes: tuple[int, int] = (0, 0)
     versions: Mapping[str, str] = field(default_factory=dict)
+    source_sha256: str | None = None
+    trust: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     def refusals(self, name: str | None = None) -> tuple[Refusal, ...]:

@@ -7,12 +7,13 @@ from typing import Protocol, final
 from torch import Tensor
 
 from flowopt.errors import MalformedModel, ModelNotFound, UserError
+from flowopt.formats.digest import file_sha256
 from flowopt.formats.onnx.containment import CheckedOnnx
 from flowopt.program.interface import Interface, TensorSpec
 from flowopt.program.loading.trust import Trust
 from flowopt.runtime.contents import checked_artifact
 from flowopt.runtime.interface import parsed_interface, parsed_interface_text
-from flowopt.runtime.layout import INTERFACE_KEY, MODEL_FILES, ONNX_MODEL, Committed, committed, file_sha256
+from flowopt.runtime.layout import INTERFACE_KEY, MODEL_FILES, ONNX_MODEL, Committed, committed
 from flowopt.runtime.onnx_session import LEVELS, Level, OnnxRunner, open_session
 from flowopt.runtime.providers import CPU_PROVIDER, CUDA_PROVIDER, cuda_available
 from flowopt.runtime.torch_module import TorchRunner, open_exported

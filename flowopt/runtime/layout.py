@@ -5,7 +5,6 @@ says which model file it belongs to (``model_sha256``). While an artifact is rep
 ``.report.<sha256[:16]>.json`` of its model, so that whichever model is there, its own report is found.
 """
 
-import hashlib
 import json
 import mmap
 import re
@@ -13,6 +12,8 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from flowopt.formats.digest import file_sha256
 
 ONNX_MODEL = "model.onnx"
 TORCH_MODEL = "model.pt2"
@@ -29,7 +30,6 @@ STATE_PREFIX = "flowopt.state."
 
 WEIGHTS_NAME = re.compile(r"weights\.[0-9a-f]{16}\.data")
 _WEIGHTS_IN_BYTES = re.compile(WEIGHTS_NAME.pattern.encode())
-_CHUNK_BYTES = 1 << 20
 # A report of a large model has a few MiB.
 _MOST_REPORT_BYTES = 1 << 26
 
@@ -51,15 +51,6 @@ def weights_name(sha256: str) -> str:
 def pending_report_name(model_sha256: str) -> str:
     """File name of a report whose model is about to be, or has just been, put in place."""
     return f".report.{model_sha256[:16]}.json"
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def referenced_weights(model: Path) -> frozenset[str]:

@@ -182,6 +182,8 @@ class _Settings:
             warnings=(*reverted, *(lowered.warnings if lowered is not None else ())),
             parameter_bytes=(self.original.parameter_bytes, self.run.program.parameter_bytes),
             versions=versions(),
+            source_sha256=self.original.provenance.sha256,
+            trust=self.original.provenance.trust,
         )
 
 

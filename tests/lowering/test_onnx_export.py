@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from flowopt.errors import UserError
+from flowopt.formats.digest import file_sha256
 from flowopt.ir.fingerprint import fingerprint
 from flowopt.lowering.onnx.export import lower_to_onnx
 from flowopt.lowering.staging import Staging
 from flowopt.program.program import Program
-from flowopt.runtime.layout import file_sha256, weights_name
+from flowopt.runtime.layout import weights_name
 from tests.lowering import models
 from tests.lowering.build import build, built
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flowopt.runtime.layout import file_sha256
+from flowopt.formats.digest import file_sha256
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """

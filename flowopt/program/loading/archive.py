@@ -1,7 +1,6 @@
 """Load an archive of ``torch.export.save``."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, BinaryIO
 import torch
 
 from flowopt.errors import FlowoptError, MalformedModel
+from flowopt.formats.digest import file_sha256
 from flowopt.formats.limits import DEFAULT_LIMITS, Limits
 from flowopt.formats.pt2.archive import CleanArchive, read_archive
 from flowopt.ir.quiet import quiet
@@ -20,7 +20,6 @@ from flowopt.program.program import Program, Provenance
 from flowopt.sandbox.isolated import run_isolated
 
 _TRIAL = "flowopt.program.loading.trial:try_archive"
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ def load_archive(path: Path, *, trust: Trust = "data", limits: Limits = DEFAULT_
     loaded = exported_archive(path, trust=trust, limits=limits)
     with quiet():
         decomposed = loaded.exported.run_decompositions({})
-    return program_from_exported(decomposed, {}, Provenance(path.name, torch.__version__, loaded.sha256))
+    return program_from_exported(decomposed, {}, Provenance(path.name, torch.__version__, loaded.sha256, trust))
 
 
 def exported_archive(path: Path, *, trust: Trust = "data", limits: Limits = DEFAULT_LIMITS) -> LoadedArchive:
@@ -99,7 +98,7 @@ def _with_torch(path: Path) -> LoadedArchive:
     except Exception as error:
         # torch raises whatever the file provokes; the user needs the file's name and the first line.
         raise _unreadable(path.name, error) from error
-    return LoadedArchive(exported, {n: str(text) for n, text in extra.items() if n}, _sha256(path))
+    return LoadedArchive(exported, {n: str(text) for n, text in extra.items() if n}, file_sha256(path))
 
 
 def _unreadable(name: str, error: Exception) -> MalformedModel:
@@ -109,11 +108,3 @@ def _unreadable(name: str, error: Exception) -> MalformedModel:
         why=f"{type(error).__name__}: {first.strip()[:200]}",
         hint="export it again with torch.export.save; an archive of another version of torch needs that version",
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

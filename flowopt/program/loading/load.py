@@ -7,6 +7,7 @@ from typing import Any
 
 from flowopt.errors import ModelNotFound, UserError
 from flowopt.formats.detect import detect
+from flowopt.formats.digest import file_sha256
 from flowopt.formats.kinds import Detected, Kind
 from flowopt.formats.limits import DEFAULT_LIMITS, Limits
 from flowopt.formats.roads import refusal
@@ -17,7 +18,7 @@ from flowopt.program.loading.from_module import program_of_module
 from flowopt.program.loading.pickled import load_pickled
 from flowopt.program.loading.trust import Trust, require_trust
 from flowopt.program.loading.weights_file import put_into, read_weights, require_factory
-from flowopt.program.program import Program
+from flowopt.program.program import Program, Provenance
 
 __all__ = ["Trust", "load"]
 
@@ -77,13 +78,15 @@ def load(
         require_factory(path, found, trust=trust, factory=factory)
         assert factory is not None
         given = example_inputs(shapes or {}, inputs)
-        return _from_weights(path, found, factory, limits, given, eval_mode, capture_options)
+        program = _from_weights(path, found, factory, limits, given, eval_mode, capture_options)
+        return _named_after(path, program, trust)
     if found.kind is Kind.PICKLED_MODULE:
         if factory is not None:
             raise UserError(f"{path.name} is {found.detail}: --factory is for files that hold weights alone")
         module = load_pickled(path, found, trust=trust)
         given = example_inputs(shapes or {}, inputs)
-        return program_of_module(module, given, path.name, eval_mode=eval_mode, **capture_options)
+        program = program_of_module(module, given, path.name, eval_mode=eval_mode, **capture_options)
+        return _named_after(path, program, trust)
     raise refusal(found, str(model))
 
 
@@ -104,6 +107,12 @@ def _from_weights(
         weights=lambda module: put_into(module, weights, path.name, factory),
         **options,
     )
+
+
+def _named_after(path: Path, program: Program, trust: Trust) -> Program:
+    """Reports and artifacts speak of the file, rather than of the class that took its weights."""
+    program.provenance = Provenance(path.name, program.provenance.torch_version, file_sha256(path), trust)
+    return program
 
 
 def _require_no_options(

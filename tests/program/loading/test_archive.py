@@ -78,6 +78,19 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeyp
         flowopt.load(path)
 
 
+def test_the_report_names_the_file_its_digest_and_its_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = saved(nn.Linear(3, 3), tmp_path / "a.pt2", torch.randn(2, 3))
+    torch.save(randomised(nn.Linear(3, 3)), tmp_path / "b.pt")
+    pickled = flowopt.load(tmp_path / "b.pt", trust="code", shapes={"input": "2x3"})
+    monkeypatch.chdir(tmp_path)
+    for program, path, trust in ((flowopt.load(archive), archive, "data"), (pickled, tmp_path / "b.pt", "code")):
+        result = flowopt.optimize(program, target="cpu")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert (result.report.source, result.report.source_sha256, result.report.trust) == (path.name, digest, trust)
+        assert result.artifact is not None
+        assert result.artifact.folder.name == f"{path.stem}.flowopt"
+
+
 def test_sizes_keep_names_ranges_and_captured_values(tmp_path: Path) -> None:
     batch = torch.export.Dim("batch", min=2, max=40)
     exported = torch.export.export(nn.Linear(3, 3), (torch.randn(7, 3),), dynamic_shapes=({0: batch},))
