@@ -40,7 +40,9 @@ class Artifact:
         target: the target's name; without a report ``cpu`` or ``torch``.
     """
 
-    def __init__(self, found: Committed, provider: str | None, checked: CheckedOnnx | None = None) -> None:
+    def __init__(
+        self, found: Committed, provider: str | None, checked: CheckedOnnx | None = None, *, is_trusted: bool = False
+    ) -> None:
         self.folder = found.model.parent
         self.model_path = found.model
         self.report: dict[str, object] = dict(found.report or {})
@@ -48,6 +50,7 @@ class Artifact:
         self._sha256 = found.sha256
         self._provider = provider
         self._checked = checked
+        self._is_trusted = is_trusted
         self._runner: Runner | None = None
         self._interface: Interface | None = None
 
@@ -63,7 +66,9 @@ class Artifact:
 
         Args:
             folder: the folder that holds ``model.onnx`` or ``model.pt2``.
-            trust: ``code`` gives ``model.pt2`` to torch's loader, which runs what it says; else flowopt reads it.
+            trust: ``code`` gives ``model.pt2`` to torch's loader, which runs what it says, and ``model.onnx`` to ONNX
+                Runtime by its path, which then maps the weights; else flowopt reads the file, and ONNX Runtime gets
+                what was checked from memory, where it keeps a copy of the weights.
             provider: ``cpu``, ``cuda`` or a name of ONNX Runtime's; None: CUDA for target ``cuda`` where there is
                 a device, else the CPU.
             check_weights: compare the weights' content with their name; None: up to 1 GiB.
@@ -89,7 +94,7 @@ class Artifact:
             checked = checked_artifact(found.model, check_hash=check_weights)
             if checked.sha256 != found.sha256:
                 raise _replaced(found.model)
-            return Artifact(found, provider, checked)
+            return Artifact(found, provider, checked, is_trusted=trust == "code")
         artifact = Artifact(found, provider)
         if trust != "code":
             artifact._runner = open_exported(found.model, trust=trust)
@@ -155,7 +160,8 @@ class Artifact:
             return open_exported(self.model_path, trust="code")
         if not self.model_path.is_file() or file_sha256(self.model_path) != self._sha256:
             raise _replaced(self.model_path)
-        runner = open_session(self._checked, level=self._level(), providers=self._providers())
+        model = self._checked.path if self._is_trusted else self._checked
+        runner = open_session(model, level=self._level(), providers=self._providers())
         self._checked.close()
         return runner
 

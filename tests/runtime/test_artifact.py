@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowopt.errors import MalformedModel, MissingDependency, ModelNotFound, UserError
+from flowopt.formats.onnx.containment import CheckedOnnx
 from flowopt.lowering.staging import Staging
 from flowopt.runtime import artifact as artifact_module
 from flowopt.runtime import contents
@@ -211,3 +212,18 @@ def test_a_foreign_onnx_file_says_that_it_has_no_interface(tmp_path: Path) -> No
     onnx.save(model, str(tmp_path / "model.onnx"))
     with pytest.raises(MalformedModel, match="does not say what it takes"):
         Artifact.open(tmp_path).run(X)
+
+
+def test_a_trusted_model_is_opened_by_its_path_and_others_from_what_was_checked(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+
+    def recording(model: object, **options: Any) -> Any:
+        opened.append(model)
+        return open_session(model, **options)  # type: ignore[arg-type]  # handed on as it is
+
+    monkeypatch.setattr(artifact_module, "open_session", recording)
+    assert torch.equal(output(Artifact.open(copy, trust="code")), output(Artifact.open(copy)))
+    assert opened[0] == copy / "model.onnx"
+    assert isinstance(opened[1], CheckedOnnx)
