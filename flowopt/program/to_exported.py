@@ -93,7 +93,19 @@ def _lifted_graph(program: Program) -> tuple[fx.Graph, dict[str, fx.Node]]:
         mapping[node].meta = {k: v for k, v in node.meta.items() if k != "rewritten_by"}
         if node.op == "placeholder":
             keep_name(mapping[node], node.name)
+    _copy_returned(graph, set(parameters.values()))
     return graph, parameters
+
+
+def _copy_returned(graph: fx.Graph, parameters: set[fx.Node]) -> None:
+    """Return copies of parameters: torch loses one that is returned as it is when it decomposes the program again."""
+    output = graph.output_node()
+    returned: Any = output.args[0]  # a flat tuple of nodes
+    with graph.inserting_before(output):
+        for node in dict.fromkeys(node for node in returned if node in parameters):
+            copy = graph.call_function(torch.ops.aten.clone.default, (node,))
+            copy.meta = dict(node.meta)
+            output.replace_input_with(node, copy)
 
 
 def _stored(program: Program, state: str | None) -> Tensor | None:

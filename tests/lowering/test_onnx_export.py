@@ -1,5 +1,6 @@
 """Lowering to ONNX: names, dimensions, results, and what must not happen to the graph."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,25 @@ def test_lowering_is_silent_and_leaves_the_program_alone(
     assert fingerprint(program.graph, program.tensors) == before
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
+
+
+class ReturnsItsWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(x), self.linear.bias
+
+
+def test_a_weight_that_is_returned_too_is_lowered_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = torch.randn(2, 3)
+    program = models.program(ReturnsItsWeight(), x)
+    artifact, _ = build(program, tmp_path / "a")
+    require_equal(artifact.run(x), program.run(x))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_the_same_program_gives_the_same_bytes_in_another_folder(tmp_path: Path) -> None:

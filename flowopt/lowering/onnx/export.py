@@ -53,7 +53,8 @@ def lower_to_onnx(program: Program, staging: Staging, *, opset: int = 23) -> Low
     _require_real(program)
     staging.require_space(program.parameter_bytes)
     model = _exported(program, opset)
-    clean(model)
+    with quiet():  # it reports each constant that it does not fold, and goes on
+        clean(model)
     separate_outputs(model)
     onnx_names = name_interface(model, program)
     replace_metadata(model)
