@@ -15,7 +15,7 @@ from pathlib import Path
 import typer
 
 from flowopt.errors import FlowoptError
-from flowopt.formats.printable import printable
+from flowopt.formats.printable import printable_lines
 
 EXIT_USAGE = 2
 EXIT_INTERNAL = 70
@@ -96,12 +96,8 @@ def _screen(what: str, code: int, where: str, why: str, hint: str) -> str:
     for label, text in (("where", where), ("why", why), ("try", hint)):
         if text:
             lines.append(f"  {label:<5} " + text.replace("\n", "\n        "))
-    return "\n".join(map(_obeyed_by_no_terminal, "\n".join(lines).split("\n")))
-
-
-def _obeyed_by_no_terminal(line: str) -> str:
-    """The line with control characters escaped: names of files, and what files hold, may have some."""
-    return printable(line, most=len(line)) if not line.isprintable() else line
+    # Names of files, and what files hold, may have control characters and any length.
+    return printable_lines("\n".join(lines))
 
 
 def _usage(error: BaseException) -> str:

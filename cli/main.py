@@ -13,6 +13,7 @@ from flowopt.cli.failure import EXIT_INTERRUPTED, EXIT_IO, described, exit_code_
 from flowopt.cli.optimize import optimize
 from flowopt.cli.passes import passes
 from flowopt.cli.verify import verify
+from flowopt.formats.printable import printable_lines
 
 # Rich would triple the time of --help; the commands load it when they have something to show.
 app = typer.Typer(
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--debug" in given:
             import traceback
 
-            traceback.print_exc()
+            print(printable_lines(traceback.format_exc()), end="", file=sys.stderr)
         print(described(error, given), file=sys.stderr)
         return exit_code_of(error)
 

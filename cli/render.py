@@ -19,6 +19,7 @@ from flowopt.cli.summary import (
     optimize_headline,
     verify_headline,
 )
+from flowopt.formats.printable import printable, printable_lines
 from flowopt.pipeline.presets import DEFAULT_PRESET, PRESETS
 from flowopt.pipeline.registry import PassEntry
 from flowopt.report.passes import PassRecord
@@ -26,6 +27,7 @@ from flowopt.report.report import Report
 from flowopt.report.verdict import Figures, Finding, Verdict
 
 _MOST_FINDINGS = 10
+_MOST_STEP = 200
 _WORST = ("max_error", "own_error")
 
 
@@ -44,7 +46,7 @@ def progress() -> Iterator[Callable[[str], None]]:
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
             task = shown.add_task("starting", total=None)
-            yield lambda step: shown.update(task, description=step)
+            yield lambda step: shown.update(task, description=printable(step, _MOST_STEP))
 
 
 class Renderer:
@@ -195,7 +197,7 @@ class Renderer:
             is_text = index < words or (last_is_words and index == len(heads) - 1)
             table.add_column(head, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(printable_lines, row))
         self._line()
         self._print(table)
 
@@ -208,7 +210,7 @@ class Renderer:
 
     def _line(self, text: str = "", style: str = "") -> None:
         # Soft: the terminal wraps it, and a path or a command is copied in one piece.
-        self._print(Text(text, style), soft_wrap=True)
+        self._print(Text(printable_lines(text), style), soft_wrap=True)
 
 
 def _figures_row(figures: Figures) -> list[str]:
@@ -218,4 +220,4 @@ def _figures_row(figures: Figures) -> list[str]:
 
 def _lines(site: str, module: str, what: str, source: str) -> str:
     place = f"{module} ({site})" if module else site
-    return "\n".join(line for line in (place, what, source) if line)
+    return printable_lines("\n".join(line for line in (place, what, source) if line))

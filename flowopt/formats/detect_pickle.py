@@ -72,8 +72,10 @@ def detect_pickle(file: BinaryIO, present: int, *, is_certain: bool) -> Detected
 def _dictionary(found: Outline, top: Part, present: int) -> Detected:
     names = tuple(top.entries)
     shown = ", ".join(printable(name, 40) for name in names[:_SHOWN_KEYS]) + (", ..." if names[_SHOWN_KEYS:] else "")
+    # Entries may share their parts: what one has shown to hold nothing is not looked at for the next.
+    seen: set[int] = set()
     for name, value in top.entries.items():
-        module = next((p for p in _parts(value) if p.is_module), None)
+        module = next((p for p in _parts(value, seen) if p.is_module), None)
         if module is not None:
             detail = f"a checkpoint whose {printable(name, 40)} is a pickled module of class {_class(module)}"
             return _described(Kind.PICKLED_MODULE, detail, found, present, module, names)
@@ -81,7 +83,7 @@ def _dictionary(found: Outline, top: Part, present: int) -> Detected:
     least = "" if found.is_whole else "at least "
     if tensors == len(names):
         detail = f"a state dict of {least}{tensors:,} tensor{'' if tensors == 1 else 's'}"
-    elif any(part.sort is Sort.TENSOR for value in top.entries.values() for part in _parts(value)):
+    elif any(part.sort is Sort.TENSOR for part in _parts(top, set())):
         detail = f"a checkpoint: weights and more (keys {shown})"
     else:
         return _described(Kind.PICKLE, f"a dictionary without tensors (keys {shown})", found, present, None, names)
@@ -107,9 +109,9 @@ def _class(part: Part) -> str:
     return printable(part.name, 120)
 
 
-def _parts(start: Part | str) -> Iterator[Part]:
-    """Everything below ``start``, breadth first: the outermost module comes before those inside it."""
-    waiting, seen = deque([start]), set[int]()
+def _parts(start: Part | str, seen: set[int]) -> Iterator[Part]:
+    """Everything below ``start`` but not in ``seen``, breadth first: the outermost module comes before those inside."""
+    waiting = deque([start])
     while waiting and len(seen) < _MOST_PARTS:
         part = waiting.popleft()
         if isinstance(part, str) or id(part) in seen:

@@ -17,7 +17,7 @@ class Limits:
         memory: bytes of writable memory that the checking process may use beside the mapped file; 0: 80 % of the
             machine's (or of its control group's).
         seconds: CPU time of the checking process.
-        json: bytes of a graph's JSON text, or of an ONNX file without its external data.
+        json: bytes of a graph's JSON text.
         nodes: operators in a graph, its subgraphs included.
         members: entries of a zip archive.
         depth: nesting of JSON, of messages and of subgraphs.

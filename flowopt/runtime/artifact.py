@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flowopt.errors import MalformedModel, ModelNotFound, UserError
 from flowopt.formats.digest import file_sha256
+from flowopt.formats.limits import DEFAULT_LIMITS, Limits
 from flowopt.formats.onnx.containment import CheckedOnnx
 from flowopt.program.interface import Interface, TensorSpec
 from flowopt.program.loading.trust import Trust
@@ -61,6 +62,7 @@ class Artifact:
         trust: Trust = "data",
         provider: str | None = None,
         check_weights: bool | None = None,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> "Artifact":
         """Open an artifact folder; the runtime starts with the first ``run``.
 
@@ -72,6 +74,7 @@ class Artifact:
             provider: ``cpu``, ``cuda`` or a name of ONNX Runtime's; None: CUDA for target ``cuda`` where there is
                 a device, else the CPU.
             check_weights: compare the weights' content with their name; None: up to 1 GiB.
+            limits: what reading the files may cost.
 
         Raises:
             ModelNotFound: no such folder.
@@ -91,13 +94,13 @@ class Artifact:
                 hint="give the folder that flowopt optimize wrote with -o",
             )
         if found.model.suffix == ".onnx":
-            checked = checked_artifact(found.model, check_hash=check_weights)
+            checked = checked_artifact(found.model, check_hash=check_weights, limits=limits)
             if checked.sha256 != found.sha256:
                 raise _replaced(found.model)
             return Artifact(found, provider, checked, is_trusted=trust == "code")
         artifact = Artifact(found, provider)
         if trust != "code":
-            artifact._runner = open_exported(found.model, trust=trust)
+            artifact._runner = open_exported(found.model, trust=trust, limits=limits)
         return artifact
 
     @property

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from flowopt.errors import MalformedModel
+from flowopt.formats.limits import DEFAULT_LIMITS, Limits
 from flowopt.formats.onnx.containment import CheckedOnnx, checked_onnx
 from flowopt.formats.onnx.opened import OpenedFile
 from flowopt.runtime.layout import WEIGHTS_NAME, weights_name
@@ -14,18 +15,19 @@ _CHUNK_BYTES = 1 << 20
 _AGAIN = "build the artifact again"
 
 
-def checked_artifact(model: Path, *, check_hash: bool | None = None) -> CheckedOnnx:
+def checked_artifact(model: Path, *, check_hash: bool | None = None, limits: Limits = DEFAULT_LIMITS) -> CheckedOnnx:
     """Open an artifact's model and its weights: its own files, whole, and with the content of their names.
 
     Args:
         model: ``model.onnx`` in its folder.
         check_hash: compare content with name; None: for files up to 1 GiB.
+        limits: of nodes and depth.
 
     Raises:
         MalformedModel: the model is no sound ONNX file, or a file is foreign, missing, a link, too short or changed.
         Untrusted: the model needs a library of operators, or runs a program.
     """
-    checked = checked_onnx(model, own_names=WEIGHTS_NAME)
+    checked = checked_onnx(model, limits, own_names=WEIGHTS_NAME)
     try:
         for tensor in checked.model.tensors:
             # flowopt writes none, and ONNX Runtime takes weights from memory for the main graph alone.

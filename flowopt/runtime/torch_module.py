@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowopt.errors import MalformedModel, ModelNotFound
+from flowopt.formats.limits import DEFAULT_LIMITS, Limits
 from flowopt.program.interface import Interface
 from flowopt.program.loading.archive import exported_archive
 from flowopt.program.loading.trust import Trust
@@ -39,12 +40,13 @@ class TorchRunner:
         return {o.name: result[o.name] for o in self.interface.outputs}
 
 
-def open_exported(path: str | Path, *, trust: Trust = "data") -> TorchRunner:
+def open_exported(path: str | Path, *, trust: Trust = "data", limits: Limits = DEFAULT_LIMITS) -> TorchRunner:
     """Load a ``.pt2`` written by ``lower_to_torch``.
 
     Args:
         path: the archive.
         trust: ``code`` hands it to torch's loader, which runs what it says; else flowopt's own reader takes it.
+        limits: what that reader may cost.
 
     Raises:
         ModelNotFound: no such file.
@@ -54,7 +56,7 @@ def open_exported(path: str | Path, *, trust: Trust = "data") -> TorchRunner:
     path = Path(path)
     if not path.is_file():
         raise ModelNotFound(f"no file {path}")
-    loaded = exported_archive(path, trust=trust)
+    loaded = exported_archive(path, trust=trust, limits=limits)
     if INTERFACE_FILE not in loaded.extra:
         raise MalformedModel(
             f"{path.name} is not an archive that flowopt wrote", hint="flowopt optimize takes other archives"

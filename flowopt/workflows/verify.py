@@ -85,7 +85,7 @@ def _opened(model: Model, trust: Trust, provider: str | None, limits: Limits) ->
     if Path(model).is_dir():
         if trust != "code":
             require_harmless(Path(model), limits)
-        return Artifact.open(model, trust=trust, provider=provider)
+        return Artifact.open(model, trust=trust, provider=provider, limits=limits)
     return load(model, trust=trust, limits=limits)
 
 

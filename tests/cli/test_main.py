@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import flowopt as package
+from flowopt.errors import MalformedModel
 from tests.cli import models
 from tests.cli.command import flowopt, model, python
 
@@ -110,6 +111,18 @@ def test_an_unexpected_error_says_where_and_keeps_its_notes(monkeypatch: pytest.
 
 def test_debug_shows_the_traceback() -> None:
     assert "Traceback" in flowopt("explain", model("broken"), "--debug").err
+
+
+def test_a_message_of_any_length_and_content_fits_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MalformedModel("\x1b[2J" * 100_000, why="\x07" * 100_000, hint="again")
+
+    monkeypatch.setattr("flowopt.cli.explain.load_model", refuse)
+    for options in ((), ("--debug",)):
+        ran = flowopt("explain", "model.pt2", *options)
+        assert ran.code == 65
+        assert all(char.isprintable() or char == "\n" for char in ran.err) and len(ran.err) < 30_000
+        assert ran.err.splitlines()[-1] == "  try   again"
 
 
 def test_an_interrupt_is_exit_130() -> None:

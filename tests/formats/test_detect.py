@@ -184,6 +184,18 @@ def test_a_huge_or_endless_pickle_is_bounded(tmp_path: Path) -> None:
         assert time.monotonic() - start < 5
 
 
+def test_entries_that_share_their_parts_are_looked_at_once(tmp_path: Path) -> None:
+    count = 50_000
+    keys = b"".join(b"\x8c\x05%05xh\x00" % index for index in range(count))
+    pickled = b"\x80\x04]\x94(" + b"]" * count + b"e0}(" + keys + b"u."
+    with zipfile.ZipFile(tmp_path / "shared", "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    start = time.monotonic()
+    assert detect(tmp_path / "shared").kind is Kind.PICKLE
+    # Half a second; looking at every part for every entry takes hours.
+    assert time.monotonic() - start < 5
+
+
 def test_a_directory_of_a_zip_archive_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "sparse"
     length = 3 << 30

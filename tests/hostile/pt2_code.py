@@ -251,6 +251,7 @@ def _older(folder: Path) -> Path:
     return with_members(folder, {**members, **older, "serialized_state_dict.pt": pickled(folder)})
 
 
+_X: Final = {"as_tensor": {"name": "x"}}
 _TARGETS: Final[dict[str, tuple[Any, ...]]] = {
     "hub": ("torch.hub.load", {"as_string": "owner/name"}),
     "os-system": ("torch.os.system", {"as_string": "true"}),
@@ -270,6 +271,13 @@ _TARGETS: Final[dict[str, tuple[Any, ...]]] = {
     "unnamed-library": ("torch.ops.library.call.default", marker),
     "script-only": ("torch.ops.aten.get_gradients.default",),
     "resize": ("torch.ops.aten.resize_.default", {"as_tensor": {"name": "x"}}, {"as_ints": [1 << 40]}),
+    # Kernels that trust sizes and indices: what they corrupt in memory is first seen with other numbers than zeros.
+    "alias": ("torch.ops.aten._reshape_alias.default", _X, {"as_ints": [8]}, {"as_ints": [1]}),
+    "indices": ("torch.ops.aten._convert_indices_from_coo_to_csr.default", _X, {"as_int": 4}),
+    "segments": ("torch.ops.aten.segment_reduce.default", _X, {"as_string": "sum"}),
+    "gradient": ("torch.ops.aten.embedding_dense_backward.default", _X),
+    "optimizer": ("torch.ops.aten._fused_sgd_.default", {"as_tensors": [{"name": "x"}]}),
+    "long-name": (f"torch.ops.{'a' * 1_000_000}.b.default",),
     "set": ("torch.ops.aten.set_.source_Tensor", {"as_tensor": {"name": "x"}}, {"as_tensor": {"name": "x"}}),
 }
 _GUARDS: Final = {
@@ -303,6 +311,7 @@ CODE_FILES: Final[dict[str, Callable[[Path], Path]]] = {
     "operator-subgraph": _subgraph,
     "name-input": _input_name,
     "name-node": _node_name,
+    "name-node-spelling": lambda folder: _renamed(folder, FIRST_NODE, "\uff58"),
     "name-parameter": _parameter_name,
     "name-parameter-dunder": partial(_parameter_name, name="__class__.__init__.__globals__"),
     "name-parameter-method": partial(_parameter_name, name="to_folder"),

@@ -5,6 +5,7 @@ What a check does not name does not get through: unknown keys of an object are l
 
 import keyword
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -89,7 +90,10 @@ def name(value: Any, place: Place) -> str:
 def identifier(value: Any, place: Place) -> str:
     """The name of a value or an argument: torch writes it, as it is, into Python that it then runs."""
     checked = name(value, place)
-    if not checked.isidentifier() or keyword.iskeyword(checked):
+    # Python reads names in their normal form: another spelling of ``x`` would be a second value for torch's graph, and
+    # the same variable in the code that it generates.
+    is_normal = unicodedata.normalize("NFKC", checked) == checked
+    if not checked.isidentifier() or keyword.iskeyword(checked) or not is_normal:
         raise _no_name(place, checked)
     return checked
 

@@ -11,6 +11,7 @@ import torch
 from flowopt.errors import FlowoptError, MalformedModel
 from flowopt.formats.digest import file_sha256
 from flowopt.formats.limits import DEFAULT_LIMITS, Limits
+from flowopt.formats.printable import printable
 from flowopt.formats.pt2.archive import CleanArchive, read_archive
 from flowopt.ir.quiet import quiet
 from flowopt.program.from_exported import program_from_exported
@@ -20,6 +21,7 @@ from flowopt.program.program import Program, Provenance
 from flowopt.sandbox.isolated import run_isolated
 
 _TRIAL = "flowopt.program.loading.trial:try_archive"
+_MOST_NAME = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,9 @@ def load_archive(path: Path, *, trust: Trust = "data", limits: Limits = DEFAULT_
     loaded = exported_archive(path, trust=trust, limits=limits)
     with quiet():
         decomposed = loaded.exported.run_decompositions({})
-    return program_from_exported(decomposed, {}, Provenance(path.name, torch.__version__, loaded.sha256, trust))
+    # Reports are UTF-8, and the bytes of a file's name need not be.
+    source = printable(path.name, _MOST_NAME)
+    return program_from_exported(decomposed, {}, Provenance(source, torch.__version__, loaded.sha256, trust))
 
 
 def exported_archive(path: Path, *, trust: Trust = "data", limits: Limits = DEFAULT_LIMITS) -> LoadedArchive:

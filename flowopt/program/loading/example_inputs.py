@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from flowopt.errors import MalformedModel, ModelNotFound, UserError
+from flowopt.formats.limits import GIBIBYTE
 from flowopt.formats.printable import printable
 from flowopt.program.loading.input_spec import InputSpec, parse_input_spec
 
 Inputs = str | Path | Mapping[str, Tensor]
 _SEQUENCE: Final = 16
 _IMAGE: Final = 224
+_MOST_UNPACKED_BYTES: Final = GIBIBYTE
+_MOST_EXPANSION: Final = 100
+_MOST_WHY: Final = 200
 
 
 def example_inputs(shapes: Mapping[str, str], inputs: Inputs | None, *, seed: int = 0) -> dict[str, Tensor]:
@@ -84,17 +88,39 @@ def _stored(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelNotFound(f"no file {path}", hint="numpy.savez('inputs.npz', x=..., mask=...) writes one")
     try:
+        _require_no_bomb(path)
         # Arrays of objects are pickles; they stay unread.
         with np.load(path, allow_pickle=False) as arrays:
             found: dict[str, Any] = {name: arrays[name] for name in arrays.files}
         return {name: _tensor(name, value) for name, value in found.items()}
-    except (ValueError, TypeError, EOFError, AttributeError, NotImplementedError, zipfile.BadZipFile) as error:
-        is_plain = str(error) and not isinstance(error, TypeError | AttributeError)
+    except Exception as error:
+        # NumPy, zipfile and the unpackers raise whatever a damaged file provokes, bare OSErrors too.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise MalformedModel(
             f"{path.name} is no .npz file of plain arrays",
-            why=str(error).splitlines()[0] if is_plain else "it holds no arrays by name",
+            why=_why_not(error),
             hint="numpy.savez('inputs.npz', x=..., mask=...) writes one",
         ) from error
+
+
+def _require_no_bomb(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > max(_MOST_UNPACKED_BYTES, _MOST_EXPANSION * path.stat().st_size):
+        raise ValueError(f"it would unpack to {unpacked:,} bytes, more than {_MOST_EXPANSION} times its size")
+
+
+def _why_not(error: Exception) -> str:
+    """NumPy's words where they say something, and do not advise to read pickles."""
+    first = next(iter(str(error).splitlines()), "")
+    if "pickle" in first:
+        return "it holds Python objects, which are pickles and stay unread"
+    if not first or isinstance(error, TypeError | AttributeError):
+        return "it holds no arrays by name"
+    return printable(first, _MOST_WHY)
 
 
 def _tensor(name: str, value: Any) -> Tensor:

@@ -10,6 +10,7 @@ from flowopt.formats.detect import detect
 from flowopt.formats.digest import file_sha256
 from flowopt.formats.kinds import Detected, Kind
 from flowopt.formats.limits import DEFAULT_LIMITS, Limits
+from flowopt.formats.printable import printable
 from flowopt.formats.roads import refusal
 from flowopt.program.loading.archive import load_archive
 from flowopt.program.loading.example_inputs import Inputs, example_inputs
@@ -22,6 +23,7 @@ from flowopt.program.program import Program, Provenance
 
 __all__ = ["Trust", "load"]
 
+_MOST_NAME = 255
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -111,7 +113,9 @@ def _from_weights(
 
 def _named_after(path: Path, program: Program, trust: Trust) -> Program:
     """Reports and artifacts speak of the file, rather than of the class that took its weights."""
-    program.provenance = Provenance(path.name, program.provenance.torch_version, file_sha256(path), trust)
+    # Reports are UTF-8, and the bytes of a file's name need not be.
+    source = printable(path.name, _MOST_NAME)
+    program.provenance = Provenance(source, program.provenance.torch_version, file_sha256(path), trust)
     return program
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowopt.errors import MalformedModel, Untrusted
+from flowopt.formats.printable import printable
 from flowopt.formats.pt2.archive import CleanArchive
 from flowopt.formats.pt2.tensors import StoredTensor
 
@@ -92,7 +93,7 @@ def _require_dispatched(objects: Iterable[Mapping[str, Any]]) -> None:
         qualified = f"{namespace}::{name}" + (f".{overload[0]}" if overload and overload[0] != "default" else "")
         if not torch._C._dispatch_has_kernel(qualified):
             raise Untrusted(
-                f"the file calls {target}, which torch {torch.__version__} does not have as an operator of tensors",
+                f"the file calls {printable(target)}, an operator of tensors that torch {torch.__version__} lacks",
                 hint="export the model again with the torch that is installed here",
             )
 

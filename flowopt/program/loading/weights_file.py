@@ -60,12 +60,25 @@ def read_weights(path: Path, found: Detected, limits: Limits) -> dict[str, Tenso
         UserError: no dictionary of tensors, or several inside each other.
     """
     if found.kind is Kind.SAFETENSORS:
-        from safetensors.torch import load_file
-
-        read_header(path, limits)
-        return load_file(path)
+        return _of_safetensors(path, limits)
     run_isolated(_TRIAL, {"path": str(path.absolute())}, limits=limits, extra_memory=path.stat().st_size)
     return _tensors(path, unpickled(path))
+
+
+def _of_safetensors(path: Path, limits: Limits) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    read_header(path, limits)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        # A dtype that torch lacks, sizes whose product has more than 64 bits, or a path that is no UTF-8.
+        raise MalformedModel(
+            f"{printable(path.name, _WIDTH)} cannot be read",
+            why=f"safetensors says: {printable(str(error), 200)}",
+            hint="give it a plain name, or save it again with safetensors.torch.save_file and a dtype of torch",
+        ) from error
 
 
 def unpickled(path: Path) -> Any:
@@ -112,6 +125,12 @@ def put_into(module: nn.Module, weights: Mapping[str, Tensor], file: str, factor
             hint='build it on the CPU: without torch.device("meta")',
         )
     named = _without_prefix(weights, own)
+    if other := [printable(key) for key, tensor in named.items() if not _is_plain(tensor)]:
+        raise UserError(
+            f"{file} holds tensors without plain memory",
+            why=_listed("sparse, quantized, nested or on the meta device", other),
+            hint="save dense weights: call .to_dense() or .dequantize() on them first",
+        )
     shapes = {
         key: f"{printable(key)}: {list(tensor.shape)} in the file, {list(own[key].shape)} in the model"
         for key, tensor in named.items()
@@ -144,7 +163,8 @@ def _tensors(path: Path, loaded: Any) -> dict[str, Tensor]:
         return dict(inner[preferred[0]])
     if len(inner) == 1:
         return dict(next(iter(inner.values())))
-    keys = ", ".join(map(repr, list(loaded)[:_MOST_NAMED])) if isinstance(loaded, Mapping) else type(loaded).__name__
+    keys = ", ".join(printable(repr(key)) for key in list(loaded)[:_MOST_NAMED]) if isinstance(loaded, Mapping) else ""
+    keys = keys or type(loaded).__name__
     raise UserError(
         f"{path.name} holds {'several dictionaries' if inner else 'no dictionary'} of tensors",
         why=f"which of these is the model's cannot be known: {keys}" if inner else f"it holds {keys}",
@@ -160,7 +180,16 @@ def _listed(title: str, keys: Sequence[str]) -> str:
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(key, str) and isinstance(item, Tensor) for key, item in value.items())
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    special = tensor.is_nested or tensor.is_quantized or tensor.is_meta
+    return tensor.layout is torch.strided and not special
 
 
 def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -53,6 +53,21 @@ def test_anything_else_is_refused(target: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["_reshape_alias", "_convert_indices_from_csr_to_coo", "segment_reduce", "native_layer_norm_backward", "_ctc_loss"],
+)
+def test_a_kernel_that_trusts_its_numbers_is_refused(name: str) -> None:
+    with pytest.raises(Untrusted, match="does not check where in memory") as caught:
+        clean_operator(f"torch.ops.aten.{name}.default", "here")
+    assert "factory" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["gelu_backward", "_fused_rms_norm", "_unsafe_view", "scaled_dot_product_attention"])
+def test_one_that_checks_them_is_kept(name: str) -> None:
+    assert clean_operator(f"torch.ops.aten.{name}.default", "here").endswith(f"{name}.default")
+
+
 def test_a_custom_operator_is_named() -> None:
     with pytest.raises(Untrusted, match="the custom operator mylib::scale") as caught:
         clean_operator("torch.ops.mylib.scale.default", "here")

@@ -1,6 +1,8 @@
 """Archives that torch wrote: read without torch's loader, equal to the model, mapped rather than copied."""
 
 import hashlib
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import flowopt
 from flowopt.errors import MalformedModel
 from flowopt.program.loading import archive as archive_module
 from tests.goals.archives import check_round_trip, measured_memory
-from tests.hostile.pt2_archive import entries, packed, parts, written
+from tests.hostile.pt2_archive import entries, packed, parts, with_members, written
 from tests.zoo.models import ZOO
 from tests.zoo.randomise import randomise
 
@@ -34,6 +36,12 @@ class Tied(nn.Module):
 def saved(module: nn.Module, path: Path, *args: Tensor) -> Path:
     torch.export.save(torch.export.export(randomised(module), args), path)
     return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no names of any bytes")
+def test_a_name_that_is_no_utf_8_is_told_in_a_report(tmp_path: Path) -> None:
+    path = with_members(tmp_path, {}).rename(tmp_path / os.fsdecode(b"caf\xe9.pt2"))
+    assert flowopt.load(path).provenance.source == r"caf\udce9.pt2"
 
 
 def randomised(module: nn.Module) -> nn.Module:

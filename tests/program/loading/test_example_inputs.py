@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flowopt.errors import MalformedModel, ModelNotFound, UserError
 from flowopt.program.capture import capture
+from flowopt.program.loading import example_inputs as example_inputs_module
 from flowopt.program.loading.example_inputs import example_inputs, suggested_shapes
 
 
@@ -92,6 +93,10 @@ class TestStored:
             (lambda: npz(x=npy(np.ones(9)))[:-60], "zip"),
             (lambda: npz(x=npy(np.ones(9))[:-8]), "array"),
             (lambda: b"", "No data left in file"),
+            (lambda: npz(x=header("'<f4', 'fortran_order': False, 'shape': (1099511627776,)")), "allocate"),
+            (lambda: npz(x=header("'<f4', ((((")), "multi-line"),
+            (lambda: changed(npz(x=npy(np.ones(9))), flags=1), "encrypted"),
+            (lambda: changed(npz(x=b"\xff" * 40), method=8), "decompressing"),
         ],
     )
     def test_another_file_is_said_to_be_none(self, tmp_path: Path, content: Callable[[], bytes], why: str) -> None:
@@ -100,6 +105,28 @@ class TestStored:
             example_inputs({}, tmp_path / "inputs.npz")
         assert why in caught.value.why
         assert "numpy.savez" in caught.value.hint
+
+    def test_what_unpacks_to_very_much_more_is_refused_unread(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(example_inputs_module, "_MOST_UNPACKED_BYTES", 1 << 20)
+        np.savez_compressed(tmp_path / "inputs.npz", x=np.zeros(1 << 20))
+        with pytest.raises(MalformedModel) as caught:
+            example_inputs({}, tmp_path / "inputs.npz")
+        assert "it would unpack to 8,388,7" in caught.value.why
+
+
+def header(description: str) -> bytes:
+    text = f"{{'descr': {description}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def changed(archive: bytes, *, flags: int = 0, method: int = 0) -> bytes:
+    """The flags and the method of a zip archive of one member, in both of its headers."""
+    raw, entry = bytearray(archive), archive.index(b"PK\x01\x02")
+    for at in (6, entry + 8):
+        raw[at : at + 4] = flags.to_bytes(2, "little") + method.to_bytes(2, "little")
+    return bytes(raw)
 
 
 def npy(array: "np.ndarray[tuple[int], np.dtype[np.generic]]") -> bytes:

@@ -153,6 +153,40 @@ class TestRefusals:
             put(tmp_path / "model.pt", "program")
         assert "(model.eval(), (example_input,))" in caught.value.hint
 
+    @pytest.mark.parametrize("state", [{0: torch.ones(1)}, {None: torch.ones(1)}, {("first",): torch.ones(1), "b": 1}])
+    def test_keys_that_are_no_names(self, tmp_path: Path, state: Any) -> None:
+        torch.save(state, tmp_path / "model.pt")
+        with pytest.raises((UserError, MalformedModel)):
+            put(tmp_path / "model.pt")
+
+    def test_a_key_of_any_length_fits_a_screen(self, tmp_path: Path) -> None:
+        torch.save({"a" * 1_000_000: net().state_dict(), "b": net().state_dict()}, tmp_path / "model.pt")
+        with pytest.raises(UserError, match="several dictionaries") as caught:
+            put(tmp_path / "model.pt")
+        assert len(str(caught.value)) < 2_000
+
+    @pytest.mark.parametrize("made", [Tensor.to_sparse, lambda tensor: tensor.to("meta")], ids=["sparse", "meta"])
+    def test_tensors_without_plain_memory(self, tmp_path: Path, made: Callable[[Tensor], Tensor]) -> None:
+        state = net().state_dict()
+        torch.save({**state, "last.weight": made(state["last.weight"])}, tmp_path / "model.pt")
+        with pytest.raises(UserError, match="without plain memory") as caught:
+            put(tmp_path / "model.pt")
+        assert "last.weight" in caught.value.why
+
+    def test_what_only_the_safetensors_library_refuses(self, tmp_path: Path) -> None:
+        header = b'{"w": {"dtype": "F6_E2M3", "shape": [8], "data_offsets": [0, 6]}}'
+        (tmp_path / "model.pt").write_bytes(len(header).to_bytes(8, "little") + header + bytes(6))
+        with pytest.raises(MalformedModel, match="cannot be read") as caught:
+            put(tmp_path / "model.pt")
+        assert "F6_E2M3" in caught.value.why and caught.value.hint
+
+    def test_a_path_that_is_no_utf_8(self, tmp_path: Path) -> None:
+        path = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
+        path.write_bytes(safetensors.torch.save(net().state_dict()))
+        with pytest.raises(MalformedModel) as caught:
+            put(path)
+        assert caught.value.message.isprintable()
+
     def test_a_model_without_memory(self, tmp_path: Path) -> None:
         safetensors.torch.save_file(net().state_dict(), tmp_path / "model.pt")
         with pytest.raises(UserError, match="on the meta device") as caught:
