@@ -241,7 +241,7 @@ def other_inputs(bench: Bench) -> None:
         def forward(self, x: Tensor) -> Any:
             return self.head(self.features(x.float()))
 
-    for index, dtype in enumerate((torch.int64, torch.bool, torch.bfloat16)):
+    for index, dtype in enumerate((torch.int64, torch.bool, torch.float16, torch.bfloat16)):
         each = dataclasses.replace(bench, folder=bench.folder / str(index))
         each.folder.mkdir()
         result = each.works(Casting(), torch.ones(2, 3, 8).to(dtype))
