@@ -1,8 +1,9 @@
 """Read an archive of ``torch.export.save`` without torch: what is left is data.
 
-``torch.export.load`` runs what a file says in at least seven ways (sample inputs, pickled weights and constants, older
-weight files, shape expressions, guards, the modules of enumerations in a nesting, compiled code). Here the parts that
-torch needs are read by our own code and written down again; nothing else reaches torch.
+``torch.export.load`` runs what a file says in at least eight ways: pickled sample inputs, weights and constants, older
+weight files, and, without any pickle, shape expressions, guards, names that it pastes into Python code, and the modules
+of enumerations in a nesting. Here the parts that torch needs are read by our own code and written down again; nothing
+else reaches torch.
 """
 
 import hashlib
