@@ -79,7 +79,7 @@ def check_round_trip(name: str) -> None:
     model = ZOO[name]()
     program = flowopt.capture(model.module, (), model.kwargs, dynamic=model.dynamic, dims=model.dims)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.pt"
+        path = Path(folder) / "model.pt2"
         torch.export.save(undecomposed(model), path)
         sizes = ({d.name: d.traced for d in program.dims}, {d.name: d.minimum + 2 for d in program.dims})
         inputs = [_inputs(program, one) for one in sizes]
