@@ -53,8 +53,9 @@ def _problem_of_end(file: BinaryIO, present: int) -> tuple[Kind, str] | None:
     _, _, _, _, _, length, start, comment = _END.unpack_from(tail, at)
     if at + _END.size + comment != len(tail):
         return Kind.TRUNCATED, "a zip archive without its end, or with other bytes behind it"
-    if length == 0xFFFFFFFF and at >= _END64_BYTES:
-        length = struct.unpack_from("<Q", tail, at - _END64_BYTES + 40)[0]
+    if 0xFFFFFFFF in (length, start) and at >= _END64_BYTES:
+        # Beyond 4 GiB the figures stand in the wide record, 40 bytes behind its start.
+        length, start = struct.unpack_from("<2Q", tail, at - _END64_BYTES + 40)
     if length > _MOST_DIRECTORY_BYTES:
         return Kind.DAMAGED, f"a zip archive with a directory of {length:,} bytes"
     if start + length < present - (len(tail) - at) - _END64_BYTES:

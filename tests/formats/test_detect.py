@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import struct
 import time
 import zipfile
 from collections import Counter, OrderedDict
@@ -15,6 +16,7 @@ from torch import nn
 
 from flowopt.errors import ModelNotFound, UserError
 from flowopt.formats.detect import Detected, Kind, detect
+from flowopt.formats.detect_zip import _problem_of_end
 from tests.hostile.broken_files import broken_files
 from tests.hostile.valid_files import Net, valid_files
 
@@ -228,3 +230,23 @@ def test_broken_files_are_always_described(tmp_path: Path) -> None:
         assert broken.harmless is not True or found.kind is broken.origin, broken
         kinds[found.kind] += 1
     assert {Kind.TRUNCATED, Kind.DAMAGED, Kind.UNKNOWN, Kind.LFS_POINTER, Kind.HTML, Kind.EMPTY} <= kinds.keys()
+
+
+class Far(io.BytesIO):
+    """The last bytes of a file of five gigabytes."""
+
+    base = 5_000_000_000
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        return super().seek(max(position - self.base, 0), whence)
+
+
+def test_the_end_of_an_archive_beyond_four_gibibytes_is_found_in_its_wide_record() -> None:
+    directory, start = bytes(100), Far.base
+    wide = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, len(directory), start)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, start + len(directory), 1)
+    narrow = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 1, 1, len(directory), 0xFFFFFFFF, 0)
+    tail = directory + wide + locator + narrow
+    assert _problem_of_end(Far(tail), Far.base + len(tail)) is None
+    cut_off = Far(tail.replace(struct.pack("<Q", start), struct.pack("<Q", start // 2)))
+    assert _problem_of_end(cut_off, Far.base + len(tail)) is not None

@@ -48,7 +48,7 @@ def watch():
     global peak
     while not done.wait(0.005):
         peak = max(peak, anonymous())
-watcher = threading.Thread(target=watch)
+watcher = threading.Thread(target=watch, daemon=True)
 watcher.start()
 program = load(sys.argv[1])
 done.set()
