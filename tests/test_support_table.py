@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 import flowopt
 from flowopt.errors import CaptureError, Untrusted, UserError
@@ -269,8 +269,7 @@ def sparse_tensors(bench: Bench) -> None:
             assert isinstance(self.mixing, Tensor)
             return torch.sparse.mm(self.mixing, self.head(self.features(x))[0].t())
 
-    # torch.export.save cannot write such a model either.
-    with pytest.raises((CaptureError, NotImplementedError), match="sparse_coo|SparseTensorImpl"):
+    with pytest.raises(CaptureError, match="sparse_coo"):
         bench.program(Sparse(), torch.randn(2, 3, 8))
 
 
@@ -283,7 +282,7 @@ def numbers_as_outputs(bench: Bench) -> None:
         bench.program(Counting(), torch.randn(2, 3, 8))
 
 
-@torch.library.custom_op("flowopt_tests::triple", mutates_args=())
+@library.custom_op("flowopt_tests::triple", mutates_args=())
 def triple(x: Tensor) -> Tensor:
     return 3 * x
 
@@ -356,8 +355,8 @@ ROWS: dict[str, Callable[[Bench], None]] = {
 }
 
 
-# What needs no archive: these end before there could be one.
-_CAPTURED_ONLY = ("train mode", "quantized modules")
+# What needs no archive: these end before there could be one (torch.export.save writes no sparse tensors).
+_CAPTURED_ONLY = ("train mode", "quantized modules", "sparse tensors")
 
 
 @pytest.mark.parametrize("feature", ROWS)

@@ -268,7 +268,7 @@ _TARGETS: Final[dict[str, tuple[Any, ...]]] = {
     "dunder": ("torch.ops.aten.linear.__class__",),
     "dunder-packet": ("torch.ops.aten.__class__.mro",),
     "load-library": ("torch.ops.load_library", marker),
-    "unnamed-library": ("torch.ops.library.call.default", marker),
+    "unnamed-library": ("torch.ops.unknown.call.default", marker),
     "script-only": ("torch.ops.aten.get_gradients.default",),
     "resize": ("torch.ops.aten.resize_.default", {"as_tensor": {"name": "x"}}, {"as_ints": [1 << 40]}),
     # Kernels that trust sizes and indices: what they corrupt in memory is first seen with other numbers than zeros.
