@@ -72,8 +72,9 @@ def read_archive(file: BinaryIO, name: str, limits: Limits = DEFAULT_LIMITS) -> 
 
 def _read(file: BinaryIO, limits: Limits) -> CleanArchive:
     directory = read_directory(file, limits)
-    members = sorted_members(stored_extents(file, directory))
-    sha256 = _checked_contents(file, directory)
+    extents = stored_extents(file, directory)
+    members = sorted_members(extents)
+    sha256 = _checked_contents(file, directory, extents)
     _require_layout(file, members)
     found = parse_json(_bytes(file, members.graph, limits.json), what="the graph's description", limits=limits)
     weights = _tensors(file, members.weights_config, members.weights, "weights_config.json", limits)
@@ -115,14 +116,14 @@ def _bytes(file: BinaryIO, extent: Extent, most: int) -> bytes:
     return file.read(length)
 
 
-def _checked_contents(file: BinaryIO, directory: Directory) -> str:
+def _checked_contents(file: BinaryIO, directory: Directory, extents: Mapping[str, Extent]) -> str:
     """The digest of the file; every member's checksum is compared on the way."""
     digest = hashlib.sha256()
     file.seek(0)
     while chunk := file.read(_CHUNK):
         digest.update(chunk)
-    for member, (start, length) in zip(directory.members, stored_extents(file, directory).values(), strict=True):
-        if _crc32(file, start, length) != member.crc32:
+    for member in directory.members:
+        if _crc32(file, *extents[member.name]) != member.crc32:
             raise MalformedModel(
                 f"the archive is damaged: the content of {member.name!r} has changed", hint="download or copy it again"
             )
