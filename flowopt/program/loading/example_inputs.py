@@ -1,26 +1,20 @@
 """Example inputs for a module: from shapes, from a file, or a guess to start from."""
 
 import inspect
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowopt.errors import MalformedModel, ModelNotFound, UserError
-from flowopt.formats.limits import GIBIBYTE
-from flowopt.formats.printable import printable
+from flowopt.errors import UserError
 from flowopt.program.loading.input_spec import InputSpec, parse_input_spec
+from flowopt.program.loading.npz import read_npz
 
 Inputs = str | Path | Mapping[str, Tensor]
 _SEQUENCE: Final = 16
 _IMAGE: Final = 224
-_MOST_UNPACKED_BYTES: Final = GIBIBYTE
-_MOST_EXPANSION: Final = 100
-_MOST_WHY: Final = 200
 
 
 def example_inputs(shapes: Mapping[str, str], inputs: Inputs | None, *, seed: int = 0) -> dict[str, Tensor]:
@@ -35,7 +29,7 @@ def example_inputs(shapes: Mapping[str, str], inputs: Inputs | None, *, seed: in
         UserError: a shape of another form, or an input that is given twice.
         ModelNotFound, MalformedModel: no such file, or none of plain arrays.
     """
-    given = dict(inputs) if isinstance(inputs, Mapping) else _stored(Path(inputs)) if inputs is not None else {}
+    given = dict(inputs) if isinstance(inputs, Mapping) else read_npz(Path(inputs)) if inputs is not None else {}
     twice = sorted(given.keys() & shapes.keys())
     if twice:
         raise UserError(f"the input {twice[0]!r} is given twice: by shape and by value")
@@ -82,51 +76,3 @@ def _made(spec: InputSpec, generator: torch.Generator) -> Tensor:
         )
         return made.to(dtype)
     return torch.randint(spec.low, spec.high + 1, spec.sizes, generator=generator).to(dtype)
-
-
-def _stored(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ModelNotFound(f"no file {path}", hint="numpy.savez('inputs.npz', x=..., mask=...) writes one")
-    try:
-        _require_no_bomb(path)
-        # Arrays of objects are pickles; they stay unread.
-        with np.load(path, allow_pickle=False) as arrays:
-            found: dict[str, Any] = {name: arrays[name] for name in arrays.files}
-        return {name: _tensor(name, value) for name, value in found.items()}
-    except Exception as error:
-        # NumPy, zipfile and the unpackers raise whatever a damaged file provokes, bare OSErrors too.
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise MalformedModel(
-            f"{path.name} is no .npz file of plain arrays",
-            why=_why_not(error),
-            hint="numpy.savez('inputs.npz', x=..., mask=...) writes one",
-        ) from error
-
-
-def _require_no_bomb(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(member.file_size for member in archive.infolist())
-    if unpacked > max(_MOST_UNPACKED_BYTES, _MOST_EXPANSION * path.stat().st_size):
-        raise ValueError(f"it would unpack to {unpacked:,} bytes, more than {_MOST_EXPANSION} times its size")
-
-
-def _why_not(error: Exception) -> str:
-    """NumPy's words where they say something, and do not advise to read pickles."""
-    first = next(iter(str(error).splitlines()), "")
-    if "pickle" in first:
-        return "it holds Python objects, which are pickles and stay unread"
-    if not first or isinstance(error, TypeError | AttributeError):
-        return "it holds no arrays by name"
-    return printable(first, _MOST_WHY)
-
-
-def _tensor(name: str, value: Any) -> Tensor:
-    """A NumPy array as a tensor; members of a zip file that are no arrays come as bytes."""
-    array = np.asarray(value, order="C") if isinstance(value, np.ndarray) else None
-    if array is None or array.dtype.kind not in "fiubc":
-        what = "no array" if array is None else f"an array of {array.dtype}, not of numbers"
-        raise ValueError(f"{printable(name)} is {what}")
-    return torch.from_numpy(array)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flowopt.errors import MalformedModel, ModelNotFound, UserError
 from flowopt.program.capture import capture
-from flowopt.program.loading import example_inputs as example_inputs_module
+from flowopt.program.loading import npz as npz_module
 from flowopt.program.loading.example_inputs import example_inputs, suggested_shapes
 
 
@@ -109,7 +109,7 @@ class TestStored:
     def test_what_unpacks_to_very_much_more_is_refused_unread(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(example_inputs_module, "_MOST_UNPACKED_BYTES", 1 << 20)
+        monkeypatch.setattr(npz_module, "_MOST_UNPACKED_BYTES", 1 << 20)
         np.savez_compressed(tmp_path / "inputs.npz", x=np.zeros(1 << 20))
         with pytest.raises(MalformedModel) as caught:
             example_inputs({}, tmp_path / "inputs.npz")
