@@ -42,7 +42,14 @@ class Artifact:
     """
 
     def __init__(
-        self, found: Committed, provider: str | None, checked: CheckedOnnx | None = None, *, is_trusted: bool = False
+        self,
+        found: Committed,
+        provider: str | None,
+        checked: CheckedOnnx | None = None,
+        *,
+        is_trusted: bool = False,
+        threads: int | None = None,
+        allow_tf32: bool = False,
     ) -> None:
         self.folder = found.model.parent
         self.model_path = found.model
@@ -52,6 +59,7 @@ class Artifact:
         self._provider = provider
         self._checked = checked
         self._is_trusted = is_trusted
+        self._threads, self._allow_tf32 = threads, allow_tf32
         self._runner: Runner | None = None
         self._interface: Interface | None = None
 
@@ -63,6 +71,8 @@ class Artifact:
         provider: str | None = None,
         check_weights: bool | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        threads: int | None = None,
+        allow_tf32: bool = False,
     ) -> "Artifact":
         """Open an artifact folder; the runtime starts with the first ``run``.
 
@@ -75,6 +85,9 @@ class Artifact:
                 a device, else the CPU.
             check_weights: compare the weights' content with their name; None: up to 1 GiB.
             limits: what reading the files may cost.
+            threads: of ONNX Runtime within one operator; None lets it choose.
+            allow_tf32: let CUDA round the factors of float32 products to 10 bits, which is faster, and not what was
+                verified.
 
         Raises:
             ModelNotFound: no such folder.
@@ -97,7 +110,9 @@ class Artifact:
             checked = checked_artifact(found.model, check_hash=check_weights, limits=limits)
             if checked.sha256 != found.sha256:
                 raise _replaced(found.model)
-            return Artifact(found, provider, checked, is_trusted=trust == "code")
+            return Artifact(
+                found, provider, checked, is_trusted=trust == "code", threads=threads, allow_tf32=allow_tf32
+            )
         artifact = Artifact(found, provider)
         if trust != "code":
             artifact._runner = open_exported(found.model, trust=trust, limits=limits)
@@ -164,7 +179,13 @@ class Artifact:
         if not self.model_path.is_file() or file_sha256(self.model_path) != self._sha256:
             raise _replaced(self.model_path)
         model = self._checked.path if self._is_trusted else self._checked
-        runner = open_session(model, level=self._level(), providers=self._providers())
+        runner = open_session(
+            model,
+            level=self._level(),
+            providers=self._providers(),
+            threads=self._threads,
+            allow_tf32=self._allow_tf32,
+        )
         self._checked.close()
         return runner
 

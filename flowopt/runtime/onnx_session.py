@@ -11,7 +11,7 @@ from torch import Tensor
 from flowopt.errors import MalformedModel, MissingDependency, ModelNotFound, UserError
 from flowopt.formats.onnx.containment import CheckedOnnx
 from flowopt.runtime.layout import OUTPUT_NAMES_KEY
-from flowopt.runtime.providers import CPU_PROVIDER, CUDA_PROVIDER, cuda_available, onnxruntime_for
+from flowopt.runtime.providers import CPU_PROVIDER, CUDA_PROVIDER, cuda_available, onnxruntime_for, with_options
 
 __all__ = ["CPU_PROVIDER", "CUDA_PROVIDER", "LEVELS", "Level", "OnnxRunner", "cuda_available", "open_session"]
 
@@ -80,6 +80,7 @@ def open_session(
     level: Level = "all",
     providers: Sequence[str] = (CPU_PROVIDER,),
     threads: int | None = None,
+    allow_tf32: bool = True,
 ) -> OnnxRunner:
     """Open an ONNX file.
 
@@ -90,6 +91,7 @@ def open_session(
         providers: ONNX Runtime's names, by priority. The first must be there: a session on another device than the
             one that was asked for is an error, not a surprise.
         threads: threads within one operator; None lets ONNX Runtime choose.
+        allow_tf32: let CUDA round the factors of float32 products; a verification does not.
 
     Raises:
         MissingDependency: onnxruntime, or the provider, is not installed.
@@ -120,7 +122,10 @@ def open_session(
     try:
         # Its fallback prints on the standard output, and tries the CPU, which alone has nothing to fall back to.
         session = ort.InferenceSession(
-            source, options, providers=list(providers), enable_fallback=int(len(providers) > 1)
+            source,
+            options,
+            providers=with_options(providers, allow_tf32=allow_tf32),
+            enable_fallback=int(len(providers) > 1),
         )
     except Exception as error:
         # ONNX Runtime raises a dozen unrelated types; their names say what is wrong.

@@ -3,6 +3,7 @@
 import ctypes
 import importlib.metadata
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,16 @@ def cuda_available() -> bool:
     if CUDA_PROVIDER not in onnxruntime.get_available_providers():
         return False
     return torch.cuda.is_available() or _driver_sees_device()
+
+
+def with_options(providers: Sequence[str], *, allow_tf32: bool) -> list[str | tuple[str, dict[str, str]]]:
+    """Providers as ONNX Runtime takes them; without TF32, CUDA computes float32 products in float32.
+
+    Its default rounds their factors to 10 bits. The option is named only where it is needed: older versions do not
+    know it.
+    """
+    without = {CUDA_PROVIDER: {"use_tf32": "0"}}
+    return [p if allow_tf32 or p not in without else (p, without[p]) for p in providers]
 
 
 def onnxruntime_for(provider: str) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from flowopt.errors import MalformedModel, MissingDependency, ModelNotFound, UserError
 from flowopt.runtime import providers
 from flowopt.runtime.onnx_session import LEVELS, open_session
-from flowopt.runtime.providers import CUDA_PROVIDER, cuda_available
+from flowopt.runtime.providers import CPU_PROVIDER, CUDA_PROVIDER, cuda_available
 
 ONNX_TYPE = {
     torch.float32: TensorProto.FLOAT,
@@ -165,3 +165,32 @@ def test_cuda_needs_a_provider_and_a_device(monkeypatch: pytest.MonkeyPatch) -> 
         assert cuda_available() is device
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert not cuda_available()
+
+
+class _Recorded(Exception):
+    """Carries what a session was asked for."""
+
+
+@pytest.mark.parametrize(
+    ("allow_tf32", "wanted"),
+    [(False, (CUDA_PROVIDER, {"use_tf32": "0"})), (True, CUDA_PROVIDER)],
+)
+def test_a_verification_switches_tf32_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allow_tf32: bool, wanted: object
+) -> None:
+    def session(*args: Any, **kwargs: Any) -> Any:
+        raise _Recorded(kwargs["providers"])
+
+    path = echo(tmp_path / "m.onnx", torch.float32, ["n"])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA_PROVIDER, CPU_PROVIDER])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(MalformedModel) as caught:
+        open_session(path, providers=[CUDA_PROVIDER, CPU_PROVIDER], allow_tf32=allow_tf32)
+    assert isinstance(caught.value.__cause__, _Recorded)
+    assert caught.value.__cause__.args == ([wanted, CPU_PROVIDER],)
+
+
+def test_the_cpu_has_no_tf32_to_switch_off(tmp_path: Path) -> None:
+    runner = open_session(echo(tmp_path / "m.onnx", torch.float32, ["n"]), allow_tf32=False)
+    assert runner.providers == (CPU_PROVIDER,)
+    assert torch.equal(runner.run({"x": torch.ones(2)})["y"], torch.ones(2))
