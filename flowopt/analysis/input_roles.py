@@ -37,11 +37,15 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """An input's kind and, for integers, the half-open range of values that are safe to feed."""
+    """An input's kind and, for integers, the half-open range of values that are safe to feed.
+
+    ``padding`` is the id that an embedding declares to stand for nothing.
+    """
 
     kind: Kind
     low: int = 0
     high: int = 2
+    padding: int | None = None
 
 
 def input_role(node: fx.Node, example: Tensor | None) -> Role:
@@ -60,7 +64,7 @@ def input_role(node: fx.Node, example: Tensor | None) -> Role:
     is_unknown = example is None or example.numel() == 0
     rows = _table_rows(node, embeddings_only=not is_unknown)
     if rows is not None:
-        return Role(Kind.INDICES, 0, rows)
+        return Role(Kind.INDICES, 0, rows, _padding(node))
     if example is None or is_unknown:
         return Role(Kind.MASK) if _is_read_as_mask(node) else Role(Kind.INTEGERS, 0, 2)
     low, high = int(example.min()), int(example.max())
@@ -105,6 +109,20 @@ def _table_rows(node: fx.Node, *, embeddings_only: bool) -> int | None:
         elif user.target in _MOVES_INDICES and user.args[0] is node:
             found.append(_table_rows(user, embeddings_only=embeddings_only))
     return min((rows for rows in found if rows is not None), default=None)
+
+
+def _padding(node: fx.Node) -> int | None:
+    """``padding_idx`` of the first embedding that declares one and reads the node."""
+    for user in node.users:
+        if user.target is _aten.embedding.default and user.args[1] is node:
+            index = user.args[2] if len(user.args) > 2 else -1
+            if isinstance(index, int) and index >= 0:
+                return index
+        elif user.target in _MOVES_INDICES and user.args[0] is node:
+            found = _padding(user)
+            if found is not None:
+                return found
+    return None
 
 
 def _indexed(user: fx.Node, index: fx.Node) -> tuple[Tensor | None, int]:

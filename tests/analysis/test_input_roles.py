@@ -56,6 +56,21 @@ def test_an_index_stays_inside_the_table_that_it_reads() -> None:
     assert role(lambda m, x: torch.index_select(m.rows, 1, x[0])) == Role(Kind.INDICES, 0, 4)
 
 
+@pytest.mark.parametrize("index", [0, 5])
+def test_the_embedding_tells_the_id_of_padding(index: int) -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(9, 4, padding_idx=index)
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = self.table(x.reshape(-1))
+            return made
+
+    program = flowopt.capture(Padded().eval(), (IDS,))
+    assert input_role(program.node("x"), IDS) == Role(Kind.INDICES, 0, 9, padding=index)
+
+
 def test_an_index_into_something_of_free_size_is_zero() -> None:
     assert role(lambda m, x: torch.gather(x.cumsum(1), 1, x)) == Role(Kind.INDICES, 0, 1)
 
