@@ -12,7 +12,7 @@ STDOUT = Path("-")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
-def require_writable(path: Path | None) -> None:
+def require_writable(path: Path | None, option: str = "--json") -> None:
     """Refuse a file that cannot be written before the work, not after it.
 
     Raises:
@@ -21,11 +21,11 @@ def require_writable(path: Path | None) -> None:
     if path is None or path == STDOUT:
         return
     if path.is_dir():
-        raise CannotWrite(f"--json {path} is a folder", hint="name a file in it")
+        raise CannotWrite(f"{option} {path} is a folder", hint="name a file in it")
     if not path.parent.is_dir():
-        raise CannotWrite(f"--json {path}: there is no folder {path.parent}", hint=f"mkdir -p {path.parent}")
+        raise CannotWrite(f"{option} {path}: there is no folder {path.parent}", hint=f"mkdir -p {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise CannotWrite(f"--json {path}: no permission to write to {path.parent}", hint="name another file")
+        raise CannotWrite(f"{option} {path}: no permission to write to {path.parent}", hint="name another file")
 
 
 def write_json(path: Path, text: str) -> None:

@@ -9,12 +9,15 @@ import typer
 from flowopt.cli.json_file import STDOUT, require_writable, write_json
 from flowopt.cli.loading import LoadOptions, load_model, load_options
 from flowopt.cli.options import (
+    DEFAULT_CASE_BUDGET,
+    CaseBudget,
     Debug,
     Dynamic,
     Eval,
     Factory,
     Inputs,
     Json,
+    Level,
     Limit,
     Model,
     Passes,
@@ -64,6 +67,8 @@ def optimize(
     factory: Factory = None,
     trust: TrustOption = "data",
     limit: Limit = None,
+    level: Level = "quick",
+    case_budget: CaseBudget = DEFAULT_CASE_BUDGET,
     seed: Seed = 0,
     json: Json = None,
     debug: Debug = False,
@@ -110,6 +115,8 @@ def optimize(
             require=required,
             dry_run=dry_run,
             seed=seed,
+            level=level,
+            case_budget=case_budget,
             on_progress=show,
         )
     code = optimize_code(result.report, result.verdict, strict=strict, require_device=require_device)

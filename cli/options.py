@@ -70,6 +70,20 @@ Limit = Annotated[
         help="What reading MODEL may cost: memory and json in bytes (8GB), seconds, nodes, members, depth. Repeatable.",
     ),
 ]
+Level = Annotated[
+    Literal["quick", "full"],
+    typer.Option(
+        "--level",
+        help="Four named cases; or the whole battery of inputs, stressed weights and the candidate's behaviour.",
+    ),
+]
+CaseBudget = Annotated[
+    float,
+    typer.Option(
+        "--case-budget", metavar="TFLOP", min=0.0, help="A case that costs the original more is skipped and named."
+    ),
+]
+DEFAULT_CASE_BUDGET = 2.0
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the inputs that verification makes.")]
 Json = Annotated[
     Path | None,

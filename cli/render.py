@@ -17,17 +17,21 @@ from flowopt.cli.summary import (
     grown_passes,
     mostly_refused,
     optimize_headline,
+    regime_rows,
     verify_headline,
 )
 from flowopt.formats.printable import printable, printable_lines
 from flowopt.pipeline.presets import DEFAULT_PRESET, PRESETS
 from flowopt.pipeline.registry import PassEntry
+from flowopt.report.by_regime import by_output_and_regime
 from flowopt.report.passes import PassRecord
 from flowopt.report.report import Report
-from flowopt.report.verdict import Figures, Finding, Verdict
+from flowopt.report.verdict import Finding, Verdict
 
 _MOST_FINDINGS = 10
 _MOST_STEP = 200
+_MOST_ROWS = 20
+_ALWAYS = 8
 _WORST = ("max_error", "own_error")
 
 
@@ -86,23 +90,17 @@ class Renderer:
             if record.refused:
                 self._line("  refused: " + ", ".join(f"{code} {n}" for code, n in record.refusal_counts.items()))
 
-    def verify(self, verdict: Verdict, reference: str, candidate: str) -> None:
-        """One verdict: findings before figures."""
+    def verify(self, verdict: Verdict, reference: str, candidate: str, replay: str = "") -> None:
+        """One verdict: findings before figures, the command that replays the worst case last."""
         self._line(verify_headline(verdict, reference, candidate), style="bold")
         self._findings(verdict.findings)
         if verdict.figures:
-            ignored = any(f.ignored for f in verdict.figures)
-            heads = ["case", "output", "max error", "own error", "ratio", "power", *(["ignored"] if ignored else [])]
-            rows = [[*_figures_row(f), *([str(f.ignored)] if ignored else [])] for f in verdict.figures]
-            self._table(heads, rows, words=2)
-            self._line(
-                "errors are against the float64 oracle; ratio is the candidate's over what is allowed, at most 1"
-            )
-            self._line(f"power: a relative change above {verdict.power:.1e} would have been seen in every output")
-            if ignored:
-                self._line("ignored: elements where the oracle itself is not finite")
+            self._regimes(verdict)
+            self._line(f"cases: {', '.join(verdict.cases)}")
         for note in verdict.notes:
             self._line(f"note: {note}")
+        if replay:
+            self._line(f"the worst case again: {replay}")
 
     def passes(self, found: Sequence[PassEntry]) -> None:
         """The list of passes and presets."""
@@ -155,6 +153,25 @@ class Renderer:
         if report.census_lowered:
             self._line(f"lowered to {sum(report.census_lowered.values())} ONNX operators")
 
+    def _regimes(self, verdict: Verdict) -> None:
+        rows = sorted(by_output_and_regime(verdict.figures), key=lambda row: -row.ratio)
+        shown = rows[:_MOST_ROWS]
+        for output in dict.fromkeys(row.output for row in shown):
+            lines = [line for row in shown if row.output == output for line in regime_rows(row)]
+            heads = [printable(output, _MOST_STEP), "max", "p99", "rms", "ulp", "SNR", "1-cos", "ratio", "ignored", "undecided"]
+            kept = [at for at in range(len(heads)) if at < _ALWAYS or any(line[at] not in ("0", "") for line in lines)]
+            self._table([heads[at] for at in kept], [[line[at] for at in kept] for line in lines], words=1, gap=1)
+        self._line()
+        if len(rows) > _MOST_ROWS:
+            self._line(f"and {counted(len(rows) - _MOST_ROWS, 'row')} with smaller ratios; --json FILE has them all")
+        self._line("errors are against the float64 oracle, the worst of all cases of one kind of numbers; SNR in dB")
+        self._line("ratio: the candidate's error over what is allowed, at most 1")
+        self._line(f"power: a relative change above {verdict.power:.1e} would have been seen in every output")
+        if any(row.ignored for row in rows):
+            self._line("ignored: elements where the oracle itself is not finite")
+        if any(row.undecided for row in rows):
+            self._line("undecided: elements that hang on a decision which rounding may turn either way")
+
     def _levels(self, report: Report) -> None:
         rows = [
             [
@@ -189,10 +206,16 @@ class Renderer:
             self._line(f"  and {len(findings) - _MOST_FINDINGS} more; --json FILE has them all", style="red")
 
     def _table(
-        self, heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: int, last_is_words: bool = False
+        self,
+        heads: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        *,
+        words: int,
+        last_is_words: bool = False,
+        gap: int = 2,
     ) -> None:
         """A table under an empty line; the first ``words`` columns are text, the others numbers."""
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
         for index, head in enumerate(heads):
             is_text = index < words or (last_is_words and index == len(heads) - 1)
             table.add_column(head, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
@@ -211,11 +234,6 @@ class Renderer:
     def _line(self, text: str = "", style: str = "") -> None:
         # Soft: the terminal wraps it, and a path or a command is copied in one piece.
         self._print(Text(printable_lines(text), style), soft_wrap=True)
-
-
-def _figures_row(figures: Figures) -> list[str]:
-    numbers = (f"{figures.max_error:.1e}", f"{figures.own_error:.1e}", f"{figures.ratio:.2f}", f"{figures.power:.1e}")
-    return [figures.case, figures.output, *numbers]
 
 
 def _lines(site: str, module: str, what: str, source: str) -> str:

@@ -3,9 +3,10 @@
 from collections import Counter
 
 from flowopt.pipeline.text import CANONICALIZE
+from flowopt.report.by_regime import RegimeFigures
 from flowopt.report.passes import PassRecord
 from flowopt.report.report import Report
-from flowopt.report.verdict import Outcome, Verdict
+from flowopt.report.verdict import Metrics, Outcome, Verdict
 
 
 def optimize_headline(report: Report, verdict: Verdict, model: str) -> str:
@@ -27,13 +28,27 @@ def explain_headline(report: Report, model: str) -> str:
 
 def verify_headline(verdict: Verdict, reference: str, candidate: str) -> str:
     """The outcome, and how small a difference could not have hidden."""
-    cases = f"{counted(len(verdict.cases), 'case')}, seed {verdict.seed}"
+    cases = f"level {verdict.level}, {counted(len(verdict.cases), 'case')}, seed {verdict.seed}"
     relation = {
         Outcome.EQUIVALENT: "computes the same function as",
         Outcome.APPROXIMATE: "stays within its budget of",
         Outcome.DIFFERENT: "does not compute the function of",
     }.get(verdict.outcome, "could not be compared with")
     return f"{verdict.outcome.value}: {candidate} {relation} {reference} ({cases})"
+
+
+def regime_rows(row: RegimeFigures) -> list[list[str]]:
+    """One output under one kind of numbers, as rows of the table of figures: the candidate's, the original's."""
+    ends = [f"{row.ratio:.2f}", str(row.ignored), str(row.undecided)]
+    name = f"{row.regime} ({row.cases})"
+    if row.candidate is None or row.original is None:
+        return [[name, *["-"] * 6, *ends]]
+    return [[name, *_errors(row.candidate), *ends], ["  original", *_errors(row.original), *[""] * len(ends)]]
+
+
+def _errors(metrics: Metrics) -> list[str]:
+    errors = [f"{error:.1e}" for error in (metrics.max_error, metrics.p99_error, metrics.rms_error)]
+    return [*errors, f"{metrics.max_ulp:.2g}", f"{metrics.snr_db:.0f}", f"{max(0.0, 1 - metrics.cosine):.0e}"]
 
 
 def counted(count: int, noun: str) -> str:

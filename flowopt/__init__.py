@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from flowopt.report.sites import Applied, Refusal
     from flowopt.report.verdict import Outcome, Verdict
     from flowopt.rewrite.base import Exactness, RewritePass
+    from flowopt.rewrite.budget import Budget
+    from flowopt.rewrite.domain import Domain
     from flowopt.rewrite.edit import Edit
     from flowopt.rewrite.site import Site
     from flowopt.runtime.artifact import Artifact
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 _HOME = {
     "Applied": "flowopt.report.sites",
     "Artifact": "flowopt.runtime.artifact",
+    "Budget": "flowopt.rewrite.budget",
+    "Domain": "flowopt.rewrite.domain",
     "Edit": "flowopt.rewrite.edit",
     "Exactness": "flowopt.rewrite.base",
     "FlowoptError": "flowopt.errors",
@@ -53,6 +57,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Applied",
     "Artifact",
+    "Budget",
+    "Domain",
     "Edit",
     "Exactness",
     "FlowoptError",

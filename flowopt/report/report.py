@@ -24,7 +24,8 @@ class Report:
     """Everything that one run decided and measured; ``report.json`` is this, as JSON.
 
     Attributes:
-        outcome: ``verified``, ``verified-on-cpu``, ``different``, ``inconclusive``, ``not-verified`` or ``dry-run``.
+        outcome: ``verified``, ``approximate`` (verified, and within the budgets of its approximate passes),
+            ``verified-on-cpu``, ``different``, ``inconclusive``, ``not-verified`` or ``dry-run``.
         target: name of the target.
         source: what was optimized.
         source_sha256: digest of the file that it is; None where it is no file.

@@ -15,6 +15,27 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    """How far one value is from the float64 oracle, over the elements in scope.
+
+    Attributes:
+        max_error: largest absolute error.
+        p99_error: error that 99 % of the elements do not exceed.
+        rms_error: root mean square of the errors.
+        max_ulp: largest error in units in the last place, of the dtype, at the oracle's magnitude.
+        snr_db: signal-to-noise ratio in dB, 20 log10(|oracle| / |error|); infinite without an error.
+        cosine: cosine similarity.
+    """
+
+    max_error: float
+    p99_error: float
+    rms_error: float
+    max_ulp: float
+    snr_db: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
     """How one output compared in one case.
 
@@ -27,8 +48,13 @@ class Figures:
         own_error: largest error of the original (with its one-ulp ensemble).
         ratio: the error gate's worst ratio: candidate error over what is allowed; at most 1 passes.
         twin_error: largest difference of the float64 twin relative to the row's scale; None where there is no twin.
-        power: smallest relative change that this case could have seen.
+        power: smallest relative change that this case could have seen; infinite where nothing is in scope.
         ignored: elements out of scope because the oracle itself is not finite there.
+        undecided: elements out of scope because a decision that rounding may turn either way changes them.
+        elements: how many the output has.
+        regime: kind of numbers that the case feeds.
+        candidate: the candidate's errors in other figures; None for integers and booleans.
+        original: the same of the original alone, to stand beside it.
     """
 
     output: str
@@ -39,6 +65,11 @@ class Figures:
     twin_error: float | None
     power: float
     ignored: int = 0
+    undecided: int = 0
+    elements: int = 0
+    regime: str = ""
+    candidate: Metrics | None = None
+    original: Metrics | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +77,8 @@ class Finding:
     """One gate that failed.
 
     Attributes:
-        gate: ``structure``, ``specials``, ``twin``, ``ratio``, ``discrete``, ``bits``, ``site`` or ``replay``.
+        gate: ``structure``, ``specials``, ``twin``, ``ratio``, ``discrete``, ``bits``, ``site``, ``replay``,
+            ``behaviour``, ``precision``, ``domain`` or ``budget``.
         where: the output, or the site for site gates.
         case: the input case, with its sizes, that shows it.
         message: what was seen and what was allowed.
@@ -68,6 +100,8 @@ class Verdict:
         figures: per output and case.
         notes: what was not checked, and why.
         seed: of the input cases and of the one-ulp ensemble.
+        cases: labels of the cases that ran.
+        level: ``quick`` or ``full``.
     """
 
     outcome: Outcome
@@ -76,6 +110,7 @@ class Verdict:
     notes: tuple[str, ...] = ()
     seed: int = 0
     cases: tuple[str, ...] = field(default=())
+    level: str = "quick"
 
     def __bool__(self) -> bool:
         return self.outcome in (Outcome.EQUIVALENT, Outcome.APPROXIMATE)
@@ -84,14 +119,19 @@ class Verdict:
     def reason(self) -> str:
         """The first finding in one sentence, or why nothing could be decided; empty for a good verdict."""
         if not self.findings:
-            return "" if self else f"nothing could be compared: {self.notes[0] if self.notes else 'no case ran'}"
+            return "" if self else f"nothing could be decided: {self.notes[0] if self.notes else 'no case ran'}"
         first = self.findings[0]
         return f"{first.gate} gate: {first.where}: {first.message} (case {first.case})"
 
     @property
     def power(self) -> float:
         """Smallest relative change that every output's best case would have seen; 0.0 without figures."""
+        return max(self.power_of_outputs.values(), default=0.0)
+
+    @property
+    def power_of_outputs(self) -> dict[str, float]:
+        """The same by output; infinite for an output of which no case had an element in scope."""
         best: dict[str, float] = {}
         for one in self.figures:
             best[one.output] = min(best.get(one.output, float("inf")), one.power)
-        return max(best.values(), default=0.0)
+        return best

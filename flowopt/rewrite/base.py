@@ -9,7 +9,10 @@ from typing import Any, ClassVar, Generic, TypeVar, dataclass_transform
 
 from torch import fx
 
+from flowopt.errors import InternalError
 from flowopt.program.program import Program
+from flowopt.rewrite.budget import Budget
+from flowopt.rewrite.domain import Domain
 from flowopt.rewrite.edit import Edit
 from flowopt.rewrite.site import Site
 
@@ -47,6 +50,13 @@ class RewritePass(ABC, Generic[PlanT]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True)(cls)
+        exactness = getattr(cls, "exactness", None)
+        if exactness is Exactness.APPROXIMATE and cls.budget is RewritePass.budget:
+            raise TypeError(f"{cls.__name__} is APPROXIMATE and declares no budget: define budget(self) -> Budget")
+        if exactness is Exactness.EXACT_ON_DOMAIN and cls.domain is RewritePass.domain:
+            raise TypeError(
+                f"{cls.__name__} is EXACT_ON_DOMAIN and declares no domain: define domain(self, program) -> Domain"
+            )
 
     @classmethod
     def pass_name(cls) -> str:
@@ -65,6 +75,14 @@ class RewritePass(ABC, Generic[PlanT]):
     def sites(self, program: Program) -> Iterable[fx.Node]:
         """The nodes that this pass looks at, in topological order: all nodes of its anchor operators."""
         return [n for n in program.graph.nodes if n.op == "call_function" and n.target in self.anchors]
+
+    def budget(self) -> Budget:
+        """What an APPROXIMATE pass may cost. Others have none."""
+        raise InternalError(f"{self.text()} is {self.exactness.value} and has no budget")
+
+    def domain(self, program: Program) -> Domain:
+        """Where an EXACT_ON_DOMAIN pass is exact, by the inputs of ``program``. Others are exact everywhere."""
+        raise InternalError(f"{self.text()} is {self.exactness.value} and has no domain")
 
     @abstractmethod
     def check(self, site: Site) -> PlanT:

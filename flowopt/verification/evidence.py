@@ -1,20 +1,26 @@
 """Evidence: what is known of the original on every case, computed once per run."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from flowopt.ir.evaluate import evaluate
-from flowopt.ir.float64 import raised_tensor
+from flowopt.ir.metadata import recorded_tensor
 from flowopt.ir.randomness import draws_random_numbers
 from flowopt.program.program import Program
 from flowopt.verification.cases import Case, quick_cases
-from flowopt.verification.ensemble import copies_for, moved_by_one_ulp
+from flowopt.verification.decisions import decisions
+from flowopt.verification.ensemble import copies_for
+from flowopt.verification.grouping import grouped
+from flowopt.verification.margins import Margins, Turn, Watch
+from flowopt.verification.running import Outputs, first_line, moved_case, moved_reader, run_cases
 
-# What torch's operators raise for sizes and dtypes that they do not take.
-RUN_ERRORS = (RuntimeError, IndexError, ValueError, TypeError)
+# A value that moves by less than this many units of roundoff of its row, when a decision falls the other way, is not
+# decided by it.
+_UNMOVED = 16.0
+# Multiples of 1/2 up to here are exact in every format: masks, counts, pixels and ties, not measured numbers.
+_LARGEST_EXACT = 256.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +32,8 @@ class OutputEvidence:
         original: the original's own value.
         own_error: |original - oracle|, the largest over the original and its one-ulp ensemble, per element; zero
             where the oracle or the original is not finite. None for integers and booleans.
-        undecided: for integers and booleans, where the oracle or the ensemble decides otherwise than the original;
-            None for other outputs.
+        undecided: where a decision that rounding may turn either way changes the element, and for integers and
+            booleans also where the oracle or the ensemble decides otherwise than the original; None: nowhere.
     """
 
     oracle: Tensor
@@ -46,11 +52,12 @@ class CaseEvidence:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The original on all cases, and the cases that it could not run."""
+    """The original on all cases, the cases that it could not run, and the narrowest floating dtype of its values."""
 
     cases: tuple[CaseEvidence, ...]
     skipped: tuple[str, ...]
     seed: int
+    narrowest: torch.dtype = torch.float32
 
 
 def collect_evidence(
@@ -77,85 +84,185 @@ def collect_evidence(
         return Evidence((), (reason,), seed)
     found: list[CaseEvidence] = []
     skipped: list[str] = []
-    for case in cases if cases is not None else quick_cases(program, seed):
-        if on_case is not None:
-            on_case(case.label)
-        try:
-            original = run_case(program, case)
-        except RUN_ERRORS as error:
-            skipped.append(f"{case.label}: the original does not run: {first_line(error)}")
-            continue
-        try:
-            oracle = run_case(program, case, raised=True)
-        except RUN_ERRORS as error:
-            skipped.append(f"{case.label}: the float64 oracle does not run: {first_line(error)}")
-            continue
-        if any(oracle[name].shape != value.shape for name, value in original.items()):
-            skipped.append(f"{case.label}: a size that depends on data is another one in float64")
-            continue
-        moved = [
-            run_case(program, moved_case(case, copy, seed), read=moved_reader(program, copy, seed))
-            for copy in range(max((copies_for(value) for value in original.values()), default=0))
-        ]
-        outputs = {n: scattered(oracle[n], original[n], (m[n] for m in moved)) for n in original}
-        found.append(CaseEvidence(case, outputs))
-    return Evidence(tuple(found), tuple(skipped), seed)
+    for group in grouped(program, cases if cases is not None else quick_cases(program, seed)):
+        for case in group:
+            if on_case is not None:
+                on_case(case.label)
+        for one in _Group(program, group, seed).evidence():
+            if isinstance(one, str):
+                skipped.append(one)
+            else:
+                found.append(one)
+    return Evidence(tuple(found), tuple(skipped), seed, narrowest(program))
 
 
-def first_line(error: Exception) -> str:
-    """First line of an error's message, or its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def narrowest(program: Program) -> torch.dtype:
+    """The floating dtype of the fewest digits among a program's values; float32 where there is none."""
+    values = (recorded_tensor(node) for node in program.graph.nodes)
+    floats = {value.dtype for value in values if value is not None and value.is_floating_point()}
+    return max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
 
 
-def run_case(
-    program: Program, case: Case, *, raised: bool = False, read: Callable[[str], Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Outputs of a program on a case, by name; ``raised`` runs it as its own float64 oracle."""
-    raised = raised or program.raised
-    reader = read or (raised_reader(program) if raised else program.read)
-    values = evaluate(
-        program.graph,
-        reader,
-        _maybe_raised(case.inputs, raised),
-        raised=raised,
-        override=_maybe_raised(case.overrides, raised),
-    )
-    return {o.name: v for o, v in zip(program.outputs, values, strict=True)}
+class _Group:
+    """Cases that are evaluated together."""
+
+    def __init__(self, program: Program, cases: Sequence[Case], seed: int) -> None:
+        self._program, self._seed = program, seed
+        self._decisions = decisions(program)
+        self._compared = {str(n.target) for one in self._decisions for n in one.deciding if n.op == "get_attr"}
+        self._known = [_Known(case, Margins(program, self._decisions)) for case in cases]
+
+    def evidence(self) -> Iterator[CaseEvidence | str]:
+        """In the order of the cases: evidence, or why a case is skipped."""
+        self._run_original()
+        running = [known for known in self._known if known.problem is None]
+        for copy in range(max((known.copies for known in running), default=0)):
+            self._run_copy([known for known in running if known.copies > copy], copy)
+        self._run_turned(running)
+        for known in self._known:
+            yield known.problem if known.problem is not None else known.evidence()
+
+    def _run_original(self) -> None:
+        cases = [known.case for known in self._known]
+        originals = run_cases(self._program, cases, observe=[known.margins.original.observe for known in self._known])
+        running = [k for k, o in zip(self._known, originals, strict=True) if k.take_original(o)]
+        oracles = run_cases(
+            self._program, [k.case for k in running], raised=True, observe=[k.margins.oracle.observe for k in running]
+        )
+        for known, oracle in zip(running, oracles, strict=True):
+            known.take_oracle(oracle)
+
+    def _run_copy(self, running: Sequence["_Known"], copy: int) -> None:
+        watches = [Watch(self._decisions) for _ in running]
+        found = run_cases(
+            self._program,
+            [_moved(known.case, copy, self._seed) for known in running],
+            read=self._moved_reader(copy),
+            observe=[watch.observe for watch in watches],
+        )
+        for known, outputs, watch in zip(running, found, watches, strict=True):
+            if not isinstance(outputs, Exception):
+                known.take_copy(outputs, watch)
+
+    def _run_turned(self, running: Sequence["_Known"]) -> None:
+        """The oracle with its undecided decisions taken the other way."""
+        turns = [known.turns() for known in running]
+        wavering = [(known, turn) for known, turn in zip(running, turns, strict=True) if turn]
+        if not wavering:
+            return
+        cases, overrides = [known.case for known, _ in wavering], [turn for _, turn in wavering]
+        found = run_cases(self._program, cases, raised=True, overrides=overrides)
+        for (known, _), outputs in zip(wavering, found, strict=True):
+            known.take_turned(outputs)
+
+    def _moved_reader(self, copy: int) -> Callable[[str], Tensor]:
+        """Bounds that a decision reads stay: beside a number that equals them, an ulp decides, and nobody rounds."""
+        moved = moved_reader(self._program, copy, self._seed)
+        return lambda name: self._program.tensors[name] if name in self._compared else moved(name)
 
 
-def raised_reader(program: Program) -> Callable[[str], Tensor]:
-    """Reads a program's tensors in float64."""
-    return lambda name: raised_tensor(program.tensors[name])
+@dataclass(slots=True)
+class _Known:
+    """What is known of one case so far."""
+
+    case: Case
+    margins: Margins
+    problem: str | None = None
+    copies: int = 0
+    _outputs: dict[str, OutputEvidence] = field(default_factory=dict)
+    _originals: Outputs = field(default_factory=dict)
+
+    def take_original(self, outputs: Outputs | Exception) -> bool:
+        """False when the original does not run the case."""
+        if isinstance(outputs, Exception):
+            self.problem = f"{self.case.label}: the original does not run: {first_line(outputs)}"
+            return False
+        self._originals = outputs
+        self.copies = max(map(copies_for, outputs.values()), default=0)
+        return True
+
+    def take_oracle(self, outputs: Outputs | Exception) -> None:
+        if isinstance(outputs, Exception):
+            self.problem = f"{self.case.label}: the float64 oracle does not run: {first_line(outputs)}"
+        elif any(outputs[name].shape != value.shape for name, value in self._originals.items()):
+            self.problem = f"{self.case.label}: a size that depends on data is another one in float64"
+        else:
+            self._outputs = {n: scattered(outputs[n], value, ()) for n, value in self._originals.items()}
+            self.margins.widen(self.margins.original)
+
+    def take_copy(self, outputs: Outputs, watch: Watch) -> None:
+        for name, known in self._outputs.items():
+            self._outputs[name] = widened(known, outputs[name])
+        self.margins.widen(watch)
+
+    def take_turned(self, outputs: Outputs | Exception) -> None:
+        if isinstance(outputs, Exception):
+            reason = f"a decision that rounding may turn leads out of what the model runs: {first_line(outputs)}"
+            self.problem = f"{self.case.label}: {reason}"
+            return
+        for name, known in self._outputs.items():
+            self._outputs[name] = _unsettled(known, outputs[name])
+
+    def turns(self) -> dict[str, Turn]:
+        """How undecided decisions fall the other way; values that the case itself gives are no decisions."""
+        return {name: turn for name, turn in self.margins.turns().items() if name not in self.case.overrides}
+
+    def evidence(self) -> CaseEvidence:
+        return CaseEvidence(self.case, self._outputs)
 
 
-def moved_reader(program: Program, copy: int, seed: int) -> Callable[[str], Tensor]:
-    """Reads one copy of the one-ulp ensemble."""
-    return lambda name: moved_by_one_ulp(name, program.tensors[name], copy, seed)
+def _moved(case: Case, copy: int, seed: int) -> Case:
+    moved = moved_case(case, copy, seed)
+    return replace(moved, inputs={name: _exact_kept(case.inputs[name], value) for name, value in moved.inputs.items()})
 
 
-def moved_case(case: Case, copy: int, seed: int) -> Case:
-    """The case with its float inputs moved like the weights: rounding before the first operator is rounding too."""
-    inputs = {name: moved_by_one_ulp(f"input {name}", t, copy, seed) for name, t in case.inputs.items()}
-    overrides = {name: moved_by_one_ulp(f"input {name}", t, copy, seed) for name, t in case.overrides.items()}
-    return Case(case.name, case.sizes, inputs, overrides)
+def _exact_kept(value: Tensor, moved: Tensor) -> Tensor:
+    """An ulp beside the 1 of a mask, or beside a tie, decides otherwise, and is a number that no caller gives."""
+    if not value.is_floating_point():
+        return moved
+    is_exact = (value.abs() <= _LARGEST_EXACT) & (value * 2 == (value * 2).round())
+    return torch.where(is_exact, value, moved)
 
 
 def scattered(oracle: Tensor, original: Tensor, moved: Iterable[Tensor]) -> OutputEvidence:
     """Evidence of one value out of the oracle, the original and its ensemble."""
     own = own_error(oracle, original)
-    undecided = oracle != original if own is None else None
+    known = OutputEvidence(oracle, original, own, oracle != original if own is None else None)
     for value in moved:
-        if value.shape != original.shape:
-            continue  # a size that depends on data
-        if own is not None:
-            torch.maximum(own, distance(oracle, value, original), out=own)
-        elif undecided is not None:
-            undecided |= value != original
-    return OutputEvidence(oracle, original, own, undecided)
+        known = widened(known, value)
+    return known
 
 
-def _maybe_raised(tensors: Mapping[str, Tensor], raised: bool) -> dict[str, Tensor]:
-    return {name: raised_tensor(t) if raised else t for name, t in tensors.items()}
+def widened(known: OutputEvidence, moved: Tensor) -> OutputEvidence:
+    """Evidence with one more copy of the ensemble."""
+    original = known.original
+    if moved.shape != original.shape:
+        return known  # a size that depends on data
+    if known.own_error is None:
+        undecided = moved != original
+        undecided = undecided if known.undecided is None else known.undecided | undecided
+        return OutputEvidence(known.oracle, original, None, undecided)
+    own = torch.maximum(known.own_error, distance(known.oracle, moved, original))
+    return OutputEvidence(known.oracle, original, own, known.undecided)
+
+
+def _unsettled(known: OutputEvidence, other: Tensor) -> OutputEvidence:
+    """Evidence with the oracle whose undecided decisions fell the other way."""
+    if other.shape != known.oracle.shape:
+        undecided = torch.ones_like(as_real(known.oracle), dtype=torch.bool)
+        own = None if known.own_error is None else torch.zeros_like(known.own_error)
+        return OutputEvidence(known.oracle, known.original, own, undecided)
+    if known.own_error is None:
+        moved = other != known.oracle
+        undecided = moved if known.undecided is None else known.undecided | moved
+        return OutputEvidence(known.oracle, known.original, None, undecided)
+    oracle = as_real(known.oracle)
+    size = torch.where(torch.isfinite(oracle), oracle.abs(), 0.0)
+    scale = size.amax(-1, keepdim=True) if size.dim() and size.numel() else size
+    roundoff = torch.finfo(known.original.dtype).eps / 2
+    moved = distance(oracle, as_real(other), oracle) > _UNMOVED * roundoff * scale
+    moved |= torch.isfinite(oracle) != torch.isfinite(as_real(other))
+    return OutputEvidence(known.oracle, known.original, torch.where(moved, 0.0, known.own_error), moved)
 
 
 def as_real(value: Tensor) -> Tensor:

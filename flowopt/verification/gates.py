@@ -2,33 +2,19 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from flowopt.report.verdict import Figures, Finding
 from flowopt.verification.evidence import OutputEvidence, as_real
+from flowopt.verification.limits import MODEL_LIMITS, Limits
+from flowopt.verification.metrics import measured
 
 TWIN_TOLERANCE = 1e-9  # of the row's scale: float64 rounding of deep models stays below, a wrong rewrite does not
 _TINY = 1e-300
 _SMALLEST_ROW = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How many times the original's own error a candidate may have, per element and in the root mean square.
-
-    Right rewrites needed at most 1.1 and 1.0 on natural inputs, 5.3 and 3.3 on stressed ones; wrong ones start far
-    above. The floor of 4 units of roundoff keeps a lucky original from asking for the impossible.
-    """
-
-    largest: float
-    rms: float
-
-
-MODEL_LIMITS = Limits(4.0, 2.5)
-SITE_LIMITS = Limits(8.0, 5.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +34,7 @@ def compare(
     *,
     twin_oracle: Tensor | None = None,
     limits: Limits = MODEL_LIMITS,
+    detailed: bool = True,
 ) -> Comparison:
     """Put a candidate's output through every gate.
 
@@ -59,43 +46,54 @@ def compare(
         twin: the rewrite of the float64 twin; None where there is none (lowered files).
         twin_oracle: what the twin must agree with, when that is not the evidence's oracle.
         limits: of the ratio gate.
+        detailed: figures beyond the ratio too.
     """
     original = evidence.original
     if candidate.shape != original.shape or candidate.dtype != original.dtype:
         message = f"{candidate.dtype} {list(candidate.shape)}, not {original.dtype} {list(original.shape)}"
         return Comparison(None, (Finding("structure", output, case, message),))
+    wanted = evidence.oracle if twin_oracle is None else twin_oracle
     if evidence.own_error is None:
-        return _discrete(output, case, evidence, candidate)
-    evidence = OutputEvidence(as_real(evidence.oracle), as_real(original), evidence.own_error)
+        return _discrete(output, case, evidence, candidate, twin, wanted)
+    evidence = replace(evidence, oracle=as_real(evidence.oracle), original=as_real(original))
     candidate, twin = as_real(candidate), None if twin is None else as_real(twin)
     findings = list(_specials(output, case, evidence, candidate))
     twin_error = None
     if twin is not None:
-        wanted = evidence.oracle if twin_oracle is None else as_real(twin_oracle)
-        twin_error, twin_findings = _twin(output, case, evidence, wanted, twin, limits)
+        twin_error, twin_findings = _twin(output, case, evidence, as_real(wanted), twin, limits)
         findings += twin_findings
-    figures, ratio_findings = _ratio(output, case, evidence, candidate, twin_error, limits)
+    figures, ratio_findings = _ratio(output, case, evidence, candidate, twin_error, limits, detailed=detailed)
     return Comparison(figures, (*findings, *ratio_findings))
 
 
-def _discrete(output: str, case: str, evidence: OutputEvidence, candidate: Tensor) -> Comparison:
+def _discrete(
+    output: str, case: str, evidence: OutputEvidence, candidate: Tensor, twin: Tensor | None, wanted: Tensor
+) -> Comparison:
     """Integers and booleans are equal, except where the original itself decides one way or the other."""
     undecided = evidence.undecided
-    wrong = candidate != evidence.original
-    count = 0
-    if undecided is not None:
-        wrong, count = wrong & ~undecided, int(undecided.sum())
-    share = count / wrong.numel() if wrong.numel() else 0.0
-    figures = Figures(output, case, 0.0, 0.0, 0.0, None, power=share, ignored=count)
-    if not bool(wrong.any()):
-        return Comparison(figures, ())
-    message = f"{int(wrong.sum())} of {wrong.numel()} decisions differ"
-    return Comparison(figures, (Finding("discrete", output, case, message),))
+    total = candidate.numel()
+    count = 0 if undecided is None else int(undecided.sum())
+    share = count / total if total else 0.0
+    figures = Figures(output, case, 0.0, 0.0, 0.0, None, power=share, undecided=count, elements=total)
+    findings = []
+    pairs = [("", candidate, evidence.original)]
+    pairs += [("in float64, ", twin, wanted)] if twin is not None and twin.shape == wanted.shape else []
+    for where, found, expected in pairs:
+        wrong = found != expected
+        wrong = wrong if undecided is None else wrong & ~undecided
+        if bool(wrong.any()):
+            message = f"{where}{int(wrong.sum())} of {total} decisions differ"
+            findings.append(Finding("discrete", output, case, message))
+    if twin is not None and twin.shape != wanted.shape:
+        findings.append(Finding("twin", output, case, f"float64 twin has shape {list(twin.shape)}"))
+    return Comparison(figures, tuple(findings))
 
 
 def _specials(output: str, case: str, evidence: OutputEvidence, candidate: Tensor) -> Iterator[Finding]:
     oracle, original = torch.isfinite(evidence.oracle), torch.isfinite(evidence.original)
     finite = torch.isfinite(candidate)
+    if evidence.undecided is not None:
+        oracle, original, finite = (t[~evidence.undecided] for t in (oracle, original, finite))
     swallowed = ~oracle & ~original & finite
     if bool(swallowed.any()):
         yield Finding("specials", output, case, f"swallowed: {int(swallowed.sum())} NaN or Inf became finite")
@@ -111,15 +109,14 @@ def _twin(
     assert own is not None
     if twin.shape != oracle.shape:
         return float("inf"), [Finding("twin", output, case, f"float64 twin has shape {list(twin.shape)}")]
-    finite = torch.isfinite(oracle) & torch.isfinite(twin)
+    settled = True if evidence.undecided is None else ~evidence.undecided
+    finite = torch.isfinite(oracle) & torch.isfinite(twin) & settled
     error = torch.where(finite, (twin.to(torch.float64) - oracle).abs(), 0.0)
-    scale = _row_max(torch.where(finite, oracle.abs(), 0.0))
-    # Where the original loses all digits to cancellation, float64 loses as many of its own: both sides may.
-    precision = torch.finfo(torch.float64).eps / torch.finfo(evidence.original.dtype).eps
-    rounding = 2 * limits.largest * precision * _row_max(own)
-    excess = (_row_max(error) - rounding).clamp(min=0.0)
+    scale = row_max(torch.where(finite, oracle.abs(), 0.0))
+    rounding = _twin_rounding(own, evidence.original.dtype, limits)
+    excess = (row_max(error) - rounding).clamp(min=0.0)
     relative = float((excess / (scale + _TINY)).max()) if error.numel() else 0.0
-    flipped = int((torch.isfinite(oracle) != torch.isfinite(twin)).sum())
+    flipped = int(((torch.isfinite(oracle) != torch.isfinite(twin)) & settled).sum())
     if flipped:
         message = f"{flipped} values are finite on one side only, in float64"
         return relative, [Finding("twin", output, case, message)]
@@ -136,19 +133,24 @@ def _ratio(
     candidate: Tensor,
     twin_error: float | None,
     limits: Limits,
+    *,
+    detailed: bool,
 ) -> tuple[Figures, list[Finding]]:
-    own = evidence.own_error
+    own, undecided = evidence.own_error, evidence.undecided
     assert own is not None
     scope = torch.isfinite(evidence.oracle) & torch.isfinite(evidence.original) & torch.isfinite(candidate)
+    scope = scope if undecided is None else scope & ~undecided
     error = torch.where(scope, (candidate.to(torch.float64) - evidence.oracle).abs(), 0.0)
     size = torch.where(scope, evidence.oracle.abs(), 0.0)
     roundoff = torch.finfo(candidate.dtype).eps / 2
     tiny = torch.finfo(candidate.dtype).smallest_normal
-    scale = _row_max(size)
-    allowed = limits.largest * _row_max(own) + 4 * roundoff * scale + tiny
+    scale = row_max(size)
+    allowed = limits.largest * row_max(own) + 4 * roundoff * scale + tiny
     allowed_rms = _rms_limit(limits, own) * _rms(own) + 4 * roundoff * _rms(size) + tiny
-    worst = float((_row_max(error) / allowed).max()) if error.numel() else 0.0
+    worst = float((row_max(error) / allowed).max()) if error.numel() else 0.0
     ratio = max(worst, _rms(error) / allowed_rms)
+    unsettled = 0 if undecided is None else int(undecided.sum())
+    visible = allowed if twin_error is None else _twin_allowed(own, scale, candidate.dtype, limits)
     figures = Figures(
         output=output,
         case=case,
@@ -156,8 +158,12 @@ def _ratio(
         own_error=_largest(own),
         ratio=ratio,
         twin_error=twin_error,
-        power=_power(allowed, scale),
-        ignored=int((~scope).sum()),
+        power=_power(visible, scale, scope),
+        ignored=int((~scope).sum()) - unsettled,
+        undecided=unsettled,
+        elements=candidate.numel(),
+        candidate=measured(candidate, evidence.oracle, scope) if detailed else None,
+        original=measured(evidence.original, evidence.oracle, scope) if detailed else None,
     )
     if ratio <= 1.0:
         return figures, []
@@ -176,10 +182,25 @@ def _rms_limit(limits: Limits, own: Tensor) -> float:
     return limits.rms + (limits.largest - limits.rms) / math.sqrt(max(contributing, 1.0))
 
 
-def _power(allowed: Tensor, scale: Tensor) -> float:
-    """Smallest change, relative to its row, that the ratio gate could see; over rows that are not all zero."""
+def _power(allowed: Tensor, scale: Tensor, scope: Tensor) -> float:
+    """Smallest change, relative to its row, that would be seen; over rows that are not all zero.
+
+    Infinite where nothing is in scope.
+    """
+    if scope.numel() and not bool(scope.any()):
+        return math.inf
     visible = scale > 0
     return float((allowed[visible] / scale[visible]).median()) if bool(visible.any()) else 0.0
+
+
+def _twin_allowed(own: Tensor, scale: Tensor, dtype: torch.dtype, limits: Limits) -> Tensor:
+    return TWIN_TOLERANCE * scale + _twin_rounding(own, dtype, limits)
+
+
+def _twin_rounding(own: Tensor, dtype: torch.dtype, limits: Limits) -> Tensor:
+    """Where the original loses all digits to cancellation, float64 loses as many of its own: both sides may."""
+    precision = torch.finfo(torch.float64).eps / torch.finfo(dtype).eps
+    return 2 * limits.largest * precision * row_max(own)
 
 
 def _rows(value: Tensor) -> Tensor:
@@ -198,7 +219,8 @@ def _rows(value: Tensor) -> Tensor:
     return value.reshape(-1, width)
 
 
-def _row_max(value: Tensor) -> Tensor:
+def row_max(value: Tensor) -> Tensor:
+    """Largest element of each row, as the gates count rows."""
     return _rows(value).amax(dim=-1)
 
 

@@ -4,7 +4,7 @@ A whole model hides much: a ReLU behind the site, a softmax that saturates. At t
 a claim get the same tensors at the roots of its region.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from flowopt.ir.constants import node_values
-from flowopt.ir.evaluate import Value, evaluate
+from flowopt.ir.evaluate import RUN_ERRORS, Value, evaluate
 from flowopt.ir.float64 import raised_tensor
 from flowopt.ir.metadata import recorded_tensor
 from flowopt.pipeline.instrument import PassRun
@@ -21,15 +21,17 @@ from flowopt.report.verdict import Finding
 from flowopt.rewrite.base import Exactness
 from flowopt.rewrite.driver import Application
 from flowopt.rewrite.edit import Claim
-from flowopt.verification import regimes
 from flowopt.verification.bits import compare_bits
 from flowopt.verification.cases import Case
 from flowopt.verification.ensemble import copies_for, moved_by_one_ulp
-from flowopt.verification.evidence import RUN_ERRORS, OutputEvidence, first_line, moved_reader, raised_reader, scattered
-from flowopt.verification.gates import SITE_LIMITS, compare
+from flowopt.verification.evidence import OutputEvidence, scattered
+from flowopt.verification.gates import compare
+from flowopt.verification.levels import Level
+from flowopt.verification.limits import site_limits
 from flowopt.verification.region import Region, Regions
+from flowopt.verification.running import first_line, moved_reader, raised_reader
+from flowopt.verification.site_regimes import MODEL_VALUES, OTHER_SIZES, SIGNED_ZEROS, site_regimes, site_values
 
-_REGIMES = {"normal": regimes.normal, "mixed-rows": regimes.mixed_rows, "large": regimes.large_normal}
 Values = Mapping[str, Value]
 
 
@@ -41,21 +43,29 @@ class Twins:
     after: Program
 
 
-def check_sites(run: PassRun, twins: Twins, case: Case, seed: int) -> Iterator[Finding | str]:
+def check_sites(run: PassRun, twins: Twins, cases: Sequence[Case], seed: int, level: Level) -> Iterator[Finding | str]:
     """Compare both sides of every claim; yields findings, and a note for each claim that cannot be checked.
 
     Args:
         run: the pass, with the program before and after it.
         twins: the float64 twin before and after the pass.
-        case: its sizes are those of the boundary tensors; what is made of its integers keeps its values.
+        cases: their sizes are those of the boundary tensors; what is made of their integers keeps its values.
         seed: of the tensors.
+        level: more kinds of numbers at ``full``.
     """
-    check = _Check(run, twins, case, seed)
-    for anchor, claim in _whole_claims(run.application, check.sides[1]):
-        yield from check.claim(anchor, claim)
+    values = (recorded_tensor(node) for node in run.before.graph.nodes)
+    first, others = site_regimes(level, {value.dtype for value in values if value is not None}), OTHER_SIZES
+    if run.rewrite_pass.exactness is Exactness.EXACT_ON_DOMAIN:
+        first = others = (MODEL_VALUES,)
+    elif run.rewrite_pass.exactness is Exactness.BITWISE:
+        first = tuple(dict.fromkeys((*first, SIGNED_ZEROS)))
+    checks = [_Check(run, twins, case, seed, first if at == 0 else others) for at, case in enumerate(cases)]
+    for anchor, claim in whole_claims(run.application, checks[0].sides[1]):
+        for check in checks:
+            yield from check.claim(anchor, claim)
 
 
-def _whole_claims(application: Application, after: Mapping[str, fx.Node]) -> Iterator[tuple[str, Claim]]:
+def whole_claims(application: Application, after: Mapping[str, fx.Node]) -> Iterator[tuple[str, Claim]]:
     """Claims whose new value is there after the pass; one that was replaced again leads on to what replaced it.
 
     A new value that nobody reads any more is left out: the claim that took its readers covers it.
@@ -74,8 +84,8 @@ def _whole_claims(application: Application, after: Mapping[str, fx.Node]) -> Ite
 class _Check:
     """What all claims of one pass share."""
 
-    def __init__(self, run: PassRun, twins: Twins, case: Case, seed: int) -> None:
-        self.run, self.twins, self.case, self.seed = run, twins, case, seed
+    def __init__(self, run: PassRun, twins: Twins, case: Case, seed: int, kinds: Sequence[str]) -> None:
+        self.run, self.twins, self.case, self.seed, self._kinds = run, twins, case, seed, kinds
         programs = (run.before, run.after, twins.before, twins.after)
         self.sides: tuple[dict[str, fx.Node], ...] = tuple({n.name: n for n in p.graph.nodes} for p in programs)
         self._regions = Regions(run.before)
@@ -86,9 +96,9 @@ class _Check:
         if claim.old not in self._regions.nodes:
             return  # made by this pass: a step on the way of another claim
         region = self._regions.of(claim.old, self.sides[1][claim.new])
-        for name, regime in _REGIMES.items():
+        for name in self._kinds:
             try:
-                roots = self._root_values(region, regime)
+                roots = self._root_values(region, name)
                 evidence, shared = self._original(region, roots)
                 twin_oracle, twin_shared = self._twin_original(region, roots)
             except RUN_ERRORS as error:
@@ -105,19 +115,29 @@ class _Check:
     def _compared(
         self, anchor: str, name: str, evidence: OutputEvidence, candidate: Tensor, twin: Tensor, twin_oracle: Tensor
     ) -> Iterator[Finding]:
-        result = compare(anchor, name, evidence, candidate, twin, twin_oracle=twin_oracle, limits=SITE_LIMITS)
+        result = compare(
+            anchor,
+            name,
+            evidence,
+            candidate,
+            twin,
+            twin_oracle=twin_oracle,
+            limits=site_limits(evidence.original.dtype),
+            detailed=False,
+        )
         findings = list(result.findings)
         if self.run.rewrite_pass.exactness is Exactness.BITWISE:
             findings += compare_bits(anchor, name, evidence.original, candidate)
         yield from (Finding("site", f.where, f.case, f"{f.gate}: {f.message}") for f in findings)
 
-    def _root_values(self, region: Region, regime: regimes.Regime) -> dict[str, Value]:
+    def _root_values(self, region: Region, regime: str) -> dict[str, Value]:
         program, generator = self.run.before, torch.Generator().manual_seed(self.seed)
         made: dict[str, Value] = {}
         for node in region.roots:
             value = recorded_tensor(node)
-            if node in region.free and value is not None:
-                made[node.name] = regime(program.concrete_shape(value, self.case.sizes), generator).to(value.dtype)
+            if regime != MODEL_VALUES and node in region.free and value is not None:
+                shape = program.concrete_shape(value, self.case.sizes)
+                made[node.name] = site_values(regime, shape, generator, value.dtype)
             elif value is not None:
                 made[node.name] = self._kept_values()[node.name]
             else:
@@ -125,12 +145,12 @@ class _Check:
         return made
 
     def _kept_values(self) -> dict[str, Tensor]:
-        """What the model computes from the case's integers, before the pass."""
+        """What the model computes from the case's integers, before the pass; of a domain, all that it computes."""
         if self._kept is None:
             kept: dict[str, Tensor] = {}
 
             def observe(node: fx.Node, value: Value) -> None:
-                if isinstance(value, Tensor) and not self._regions.is_activation(node):
+                if isinstance(value, Tensor) and (MODEL_VALUES in self._kinds or not self._regions.is_activation(node)):
                     kept[node.name] = value
 
             program = self.run.before

@@ -1,40 +1,75 @@
 """The instrument that judges every pass of a pipeline."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import final
 
 from flowopt.errors import InternalError
-from flowopt.ir.fingerprint import same_structure
+from flowopt.ir.fingerprint import fingerprint
 from flowopt.pipeline.instrument import PassRun
 from flowopt.program.program import Program
 from flowopt.report.verdict import Figures, Finding, Outcome, Verdict
 from flowopt.rewrite.base import Exactness
-from flowopt.rewrite.driver import replay
-from flowopt.verification.bits import compare_bits
+from flowopt.verification.approximate import judged_approximation
+from flowopt.verification.case_budget import DEFAULT_BUDGET_TFLOP
 from flowopt.verification.cases import Case
-from flowopt.verification.evidence import RUN_ERRORS, Evidence, collect_evidence, first_line, run_case
-from flowopt.verification.gates import compare
+from flowopt.verification.evidence import Evidence, collect_evidence
+from flowopt.verification.levels import Level
+from flowopt.verification.limits import SITE_LIMITS, Limits, site_limits
+from flowopt.verification.on_domain import EDGE, DomainCheck
+from flowopt.verification.precision import strict_float32
+from flowopt.verification.selected_cases import selected_cases
 from flowopt.verification.site_check import Twins, check_sites
+from flowopt.verification.sixteen_bit import sixteen_bit_findings
+from flowopt.verification.stress import STRESSED_CASES, stressed
+from flowopt.verification.track import Judged, Rewritten, Track
+from flowopt.verification.weakness import STRESSED, weak_outputs
 
 
 @final
 class VerifyPasses:
     """Judges each pass against the captured original: float64 twin, rounding, structure, specials, and its sites.
 
-    The oracle and the original's own error are computed once, when they are first needed. The twin is a float64 copy of
-    the program on which the steps of every kept pass are carried out again with float64 algebra throughout.
+    The oracle and the original's own error are computed once, when they are first needed, and kept as long as runs
+    start with the same program. The twin is a float64 copy of the program on which the steps of every kept pass are
+    carried out again with float64 algebra throughout. After an APPROXIMATE pass that stays within its budget, what it
+    made is the original of the passes behind it.
+
+    Args:
+        seed: of cases and ensemble.
+        level: ``quick``: four named cases; ``full``: the whole battery, and stressed weights.
+        stop_early: return with the first finding.
+        budget_tflop: cases above it are skipped and named.
+        data: cases of the user's own.
+        on_case: called before each case, for progress.
     """
 
-    def __init__(self, *, seed: int = 0, on_case: Callable[[str], None] | None = None) -> None:
-        self._seed = seed
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        level: Level = "quick",
+        stop_early: bool = False,
+        budget_tflop: float = DEFAULT_BUDGET_TFLOP,
+        data: Iterable[Case] = (),
+        on_case: Callable[[str], None] | None = None,
+    ) -> None:
+        self._seed, self._level, self._stop_early = seed, level, stop_early
+        self._budget_tflop, self._data = budget_tflop, tuple(data)
         self._on_case = on_case
+        self._started: str | None = None
         self._evidence: Evidence | None = None
-        self._twin: Program | None = None
+        self._stressed_base: tuple[Program, float, Evidence] | str | None = None
+        self._natural: Track | None = None
+        self._stress: Track | str | None = None
         self.original: Program | None = None
 
     @property
     def evidence(self) -> Evidence:
-        """What is known of the original.
+        """What is known of the original: of the captured program, or of what the last APPROXIMATE pass made of it.
+
+        Cases on which a kept EXACT_ON_DOMAIN pass fails, outside its domain, are among the skipped ones.
 
         Raises:
             InternalError: no run has started.
@@ -42,76 +77,181 @@ class VerifyPasses:
         if self.original is None:
             raise InternalError("the instrument has seen no program yet")
         if self._evidence is None:
-            self._evidence = collect_evidence(self.original, seed=self._seed, on_case=self._on_case)
+            cases, skipped = selected_cases(
+                self.original, self._level, self._seed, budget_tflop=self._budget_tflop, data=self._data
+            )
+            with strict_float32():
+                found = collect_evidence(self.original, seed=self._seed, cases=cases, on_case=self._on_case)
+            self._evidence = replace(found, skipped=(*skipped, *found.skipped))
         return self._evidence
 
     def start(self, program: Program) -> None:
         """Take the captured original; nothing is computed until a pass has changed something."""
-        self.original = program
-        self._evidence = None
-        self._twin = program.raised_copy()
+        started = _identity(program)
+        if started != self._started:
+            self._evidence = self._stressed_base = None
+        self._started = started
+        self._base(program)
 
     def judge(self, run: PassRun) -> Verdict:
         """Compare the program after a pass with the captured original, and the pass's sites on their own."""
-        assert self._twin is not None
         if not self.evidence.cases:
-            return Verdict(Outcome.INCONCLUSIVE, notes=self.evidence.skipped, seed=self._seed)
-        twin = self._twin.copy()
-        problem = self._replayed(run, twin)
-        if problem is not None:
-            return Verdict(Outcome.DIFFERENT, (problem,), seed=self._seed)
+            return Verdict(Outcome.INCONCLUSIVE, notes=self.evidence.skipped, seed=self._seed, level=self._level)
+        with strict_float32():
+            if run.rewrite_pass.exactness is Exactness.APPROXIMATE:
+                return self._judge_approximation(run)
+            return self._judge_exact(run)
+
+    def _base(self, program: Program) -> None:
+        self.original = program
+        self._natural = self._stress = None
+
+    def _judge_approximation(self, run: PassRun) -> Verdict:
+        verdict = judged_approximation(run, self.evidence, self._seed, self._level, stop_early=self._stop_early)
+        if verdict:
+            self._evidence = self._stressed_base = self._started = None
+            self._base(run.after)
+        return verdict
+
+    def _judge_exact(self, run: PassRun) -> Verdict:
         findings: list[Finding] = []
         figures: list[Figures] = []
         notes = list(self.evidence.skipped)
-        for case_findings, case_figures in self._cases(run, twin, notes):
-            findings += case_findings
-            figures += case_figures
-        for found in check_sites(run, Twins(self._twin, twin), self._site_case(), self._seed):
-            if isinstance(found, Finding):
-                findings.append(found)
-            else:
-                notes.append(found)
-        outcome = Outcome.DIFFERENT if findings else Outcome.EQUIVALENT
-        if not findings:
-            self._twin = twin
+        when_kept: list[Callable[[], None]] = []
+        for one in self._judged(run, when_kept):
+            if isinstance(one, Finding):
+                findings.append(one)
+                if self._stop_early:
+                    break
+            elif not isinstance(one, str):
+                figures.append(one)
+            elif one not in notes:
+                notes.append(one)
         labels = tuple(e.case.label for e in self.evidence.cases)
-        return Verdict(outcome, tuple(findings), tuple(figures), tuple(notes), self._seed, labels)
+        weak = [] if findings else self._weakness(run, figures)
+        outcome = Outcome.DIFFERENT if findings else Outcome.INCONCLUSIVE if weak else Outcome.EQUIVALENT
+        if outcome is Outcome.EQUIVALENT:
+            for keep in when_kept:
+                keep()
+        return Verdict(outcome, tuple(findings), tuple(figures), (*weak, *notes), self._seed, labels, self._level)
 
-    def _replayed(self, run: PassRun, twin: Program) -> Finding | None:
-        name = run.rewrite_pass.text()
-        try:
-            replay(run.rewrite_pass, run.application.steps, twin)
-        except InternalError as error:
-            return Finding("replay", name, "float64 twin", error.message)
-        if not same_structure(run.after.graph, twin.graph):
-            return Finding("replay", name, "float64 twin", "the rewrite built another graph on the float64 twin")
-        return None
+    def _weakness(self, run: PassRun, figures: Iterable[Figures]) -> list[str]:
+        """Why the figures say too little; those of stressed weights do not count, because no model has them."""
+        natural = [f for f in figures if not f.regime.startswith(STRESSED)]
+        if not natural:
+            return ["no case was left to compare the outputs in"]
+        return weak_outputs(natural, {o.name: o.dtype for o in run.after.outputs}, self.evidence.narrowest)
 
-    def _cases(self, run: PassRun, twin: Program, notes: list[str]) -> Iterator[tuple[list[Finding], list[Figures]]]:
-        for known in self.evidence.cases:
-            label = known.case.label
-            if not _has_nodes(run.after, known.case):
-                notes.append(f"{label}: not run, the pass rewrote the node that the case replaces")
-                continue
-            try:
-                candidate, raised = run_case(run.after, known.case), run_case(twin, known.case)
-            except RUN_ERRORS as error:
-                message = f"it no longer runs: {first_line(error)}"
-                yield [Finding("structure", "the program", label, message)], []
-                continue
-            results = [compare(n, label, e, candidate[n], raised[n]) for n, e in known.outputs.items()]
-            findings = [finding for result in results for finding in result.findings]
-            if run.rewrite_pass.exactness is Exactness.BITWISE:
-                before = run_case(run.before, known.case)
-                findings += [f for n in known.outputs for f in compare_bits(n, label, before[n], candidate[n])]
-            yield findings, [result.figures for result in results if result.figures is not None]
+    def _judged(self, run: PassRun, when_kept: list[Callable[[], None]]) -> Iterator[Judged]:
+        natural = self._natural_track()
+        rewritten = natural.rewritten(run, is_given=True)
+        if isinstance(rewritten, Finding):
+            yield rewritten
+            return
+        domain = None
+        if run.rewrite_pass.exactness is Exactness.EXACT_ON_DOMAIN:
+            assert self.original is not None
+            domain = DomainCheck(run, self.original, self.evidence)
+        parts = [self._at_cases(run, rewritten, domain), self._at_sites(run, rewritten, domain)]
+        yield from sixteen_bit_findings(run)
+        # Sites are cheap beside a whole model, and where one finding is enough they often have it.
+        for part in reversed(parts) if self._stop_early else parts:
+            yield from part
+        when_kept.append(partial(self._keep, rewritten, domain))
+        if self._level == "full":
+            yield from self._stressed(run, domain, when_kept)
 
-    def _site_case(self) -> Case:
-        """The odd case where the model runs it, else the first that it runs."""
-        cases = [e.case for e in self.evidence.cases]
-        return next((case for case in cases if case.name == "prime"), cases[0])
+    def _keep(self, rewritten: Rewritten, domain: DomainCheck | None) -> None:
+        if domain is not None and domain.failing:
+            self._evidence = domain.narrowed(self.evidence)
+            self._started = None  # the next run needs all cases again
+        self._natural_track().keep(rewritten, self.evidence)
+
+    def _at_cases(self, run: PassRun, rewritten: Rewritten, domain: DomainCheck | None) -> Iterator[Judged]:
+        yield from self._natural_track().judge(run, rewritten, self.evidence if domain is None else domain.evidence)
+        if domain is not None:
+            yield from domain.outside()
+
+    def _at_sites(self, run: PassRun, rewritten: Rewritten, domain: DomainCheck | None) -> Iterator[Finding | str]:
+        cases = self._site_cases(self.evidence if domain is None else domain.evidence)
+        twins = Twins(rewritten.twin_before, rewritten.twin_after)
+        if cases:
+            yield from check_sites(run, twins, cases, self._seed, self._level)
+
+    def _stressed(
+        self, run: PassRun, domain: DomainCheck | None, when_kept: list[Callable[[], None]]
+    ) -> Iterator[Judged]:
+        track = self._stress_track()
+        if isinstance(track, str):
+            yield track
+            return
+        rewritten = track.rewritten(run, is_given=False)
+        if isinstance(rewritten, Finding):
+            yield rewritten
+            return
+        # What an earlier pass may do outside its domain would be held against the later ones.
+        inside = tuple(e for e in track.evidence.cases if domain is None or domain.contains(e.case))
+        evidence = replace(track.evidence, cases=inside)
+        is_alike = None
+        for one in track.judge(run, rewritten, evidence):
+            if isinstance(one, Finding) and is_alike is None:
+                is_alike = track.decides_alike(run)
+                if not is_alike:
+                    note = (
+                        f"stressed weights: not run from {run.rewrite_pass.text()} on, which decides by what is stored"
+                    )
+                    when_kept.append(partial(setattr, self, "_stress", note))
+                    yield note
+                    return
+            yield one
+        when_kept.append(partial(track.keep, rewritten, evidence))
+
+    def _natural_track(self) -> Track:
+        if self._natural is None:
+            assert self.original is not None
+            self._natural = Track("", self.original, self.evidence)
+        return self._natural
+
+    def _stress_track(self) -> Track | str:
+        """Stressed copies of the original, or the note why there is none."""
+        if self._stress is None:
+            self._stressed_base = self._stressed_base or self._stressed_original()
+            if isinstance(self._stressed_base, str):
+                return self._stressed_base
+            program, factor, evidence = self._stressed_base
+            self._stress = Track(f"{STRESSED} x{factor:g}", program, evidence, _site_limits(evidence))
+        return self._stress
+
+    def _stressed_original(self) -> tuple[Program, float, Evidence] | str:
+        assert self.original is not None
+        cases = [e.case for e in self.evidence.cases if e.case.name in STRESSED_CASES and not e.case.overrides]
+        if not cases:
+            return f"stressed weights: not run, none of the cases {', '.join(STRESSED_CASES)} runs"
+        found = stressed(self.original, cases)
+        if found is None:
+            return "stressed weights: not run, every factor leaves mostly infinities"
+        return (*found, collect_evidence(found[0], seed=self._seed, cases=cases))
+
+    def _site_cases(self, evidence: Evidence) -> tuple[Case, ...]:
+        """The odd case where the model runs it, else the first that it runs; the edge of a domain beside it.
+
+        At level full some of other sizes too.
+        """
+        cases = [e.case for e in evidence.cases]
+        first = next((case for case in cases if case.name == "prime"), None) or next(iter(cases), None)
+        names = ("traced", "smallest", "special") if self._level == "full" else ()
+        others = (c for c in cases if c is not first and (c.name in names or c.name.startswith(EDGE)))
+        return (first, *others) if first is not None else ()
 
 
-def _has_nodes(program: Program, case: Case) -> bool:
-    names = {n.name for n in program.graph.nodes} if case.overrides else set()
-    return all(name in names for name in case.overrides)
+def _identity(program: Program) -> str:
+    """A run that starts with the same asks the same cases of the same original."""
+    example = {f"example {name}": tensor for name, tensor in program.example.items()}
+    known = fingerprint(program.graph, {**program.tensors, **example})
+    return f"{known} {program.dims} {program.inputs} {program.outputs}"
+
+
+def _site_limits(evidence: Evidence) -> Limits:
+    """The widest limits that an output's dtype asks for."""
+    dtypes = {o.original.dtype for e in evidence.cases for o in e.outputs.values()}
+    return max((site_limits(dtype) for dtype in dtypes), key=lambda limits: limits.largest, default=SITE_LIMITS)

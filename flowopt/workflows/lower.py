@@ -11,16 +11,18 @@ from flowopt.lowering.torch import lower_to_torch
 from flowopt.program.program import Program
 from flowopt.report.report import LevelVerdict
 from flowopt.report.verdict import Verdict
-from flowopt.runtime.onnx_session import CPU_PROVIDER, CUDA_PROVIDER, Level, cuda_available, open_session
+from flowopt.runtime.onnx_session import CPU_PROVIDER, CUDA_PROVIDER, cuda_available, open_session
+from flowopt.runtime.onnx_session import Level as RuntimeLevel
 from flowopt.runtime.torch_module import open_exported
 from flowopt.verification.evidence import Evidence
-from flowopt.verification.verify_outputs import verify_outputs
+from flowopt.verification.levels import Level
+from flowopt.verification.verify_outputs import Runner, verify_outputs
 
 Progress = Callable[[str], None]
 
 # ONNX Runtime's default level is tried right after "disabled"; the others only where the default disagrees.
-_DEFAULT_LEVEL: Level = "all"
-_LESSER_LEVELS: tuple[Level, ...] = ("extended", "basic")
+_DEFAULT_LEVEL: RuntimeLevel = "all"
+_LESSER_LEVELS: tuple[RuntimeLevel, ...] = ("extended", "basic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ def lower_and_verify(
     evidence: Evidence | None,
     report: Callable[[LoweredRun], str],
     *,
+    level: Level = "quick",
     on_progress: Progress = lambda _: None,
 ) -> LoweredRun:
     """Write ``program`` for ``target`` into ``folder``; a file that differs is never committed.
@@ -62,6 +65,7 @@ def lower_and_verify(
         folder: the artifact's; an artifact that lies there stays whole until the new one is complete.
         evidence: of the original; None: nothing is verified.
         report: makes the text of ``report.json`` out of the outcome; called right before the commit.
+        level: of the file's verification; ONNX Runtime's optimisation levels beside the first are checked at it too.
         on_progress: gets one line per step.
 
     Raises:
@@ -72,37 +76,50 @@ def lower_and_verify(
         on_progress(f"lowering to {target.backend}")
         if target.backend == "torch":
             model, census = lower_to_torch(program, staging).model, {}
-            run = _verified_torch(model, evidence, on_progress)
+            run = _verified_torch(model, evidence, level, on_progress)
         else:
             lowered = lower_to_onnx(program, staging)
             model, census = lowered.model, dict(lowered.op_census)
-            run = _verified_onnx(model, target, evidence, on_progress)
+            run = _verified_onnx(model, target, evidence, level, on_progress)
         run = LoweredRun(run.levels, run.runtime, census, run.warnings)
         if run.decisive is None or run.decisive:
             staging.commit(model, target.model_name, report(run))
     return run
 
 
-def _verified_torch(model: Path, evidence: Evidence | None, on_progress: Progress) -> LoweredRun:
+def _verified_torch(model: Path, evidence: Evidence | None, depth: Level, on_progress: Progress) -> LoweredRun:
     if evidence is None:
         return LoweredRun(())
     runner = open_exported(model, trust="code")  # flowopt wrote it a moment ago
-    verdict = verify_outputs(evidence, runner.run, on_case=lambda case: on_progress(f"verifying the archive: {case}"))
+    verdict = verify_outputs(
+        evidence, runner.run, level=depth, on_case=lambda case: on_progress(f"verifying the archive: {case}")
+    )
     return LoweredRun((LevelVerdict("eager", verdict),))
 
 
-def _verified_onnx(model: Path, target: Target, evidence: Evidence | None, on_progress: Progress) -> LoweredRun:
+def _verified_onnx(
+    model: Path, target: Target, evidence: Evidence | None, depth: Level, on_progress: Progress
+) -> LoweredRun:
     on_cuda = target.device == "cuda" and cuda_available()
     provider = CUDA_PROVIDER if on_cuda else CPU_PROVIDER
     runtime = {"level": str(_DEFAULT_LEVEL), "verified_on": provider if evidence is not None else "nothing"}
+    runtime |= {"tf32": "off"} if target.device == "cuda" else {}
     if evidence is None:
         return LoweredRun((), runtime)
 
-    def verdict_at(level: Level) -> Verdict:
+    providers = (provider, CPU_PROVIDER) if on_cuda else (provider,)
+
+    def opened(level: RuntimeLevel, threads: int | None = None) -> Runner:
+        return open_session(model, level=level, providers=providers, threads=threads, allow_tf32=False).run
+
+    def verdict_at(level: RuntimeLevel) -> Verdict:
         # One session at a time: each holds its own copy of the weights.
-        session = open_session(model, level=level, providers=(provider,) if not on_cuda else (provider, CPU_PROVIDER))
         return verify_outputs(
-            evidence, session.run, on_case=lambda case: on_progress(f"verifying, optimisations {level}: {case}")
+            evidence,
+            opened(level),
+            level=depth,
+            with_threads=lambda threads: opened(level, threads),
+            on_case=lambda case: on_progress(f"verifying, optimisations {level}: {case}"),
         )
 
     levels = [LevelVerdict("disabled", verdict_at("disabled"))]

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from flowopt.errors import RequirementNotMet, UserError
 from flowopt.ir.text import operator_census
@@ -12,7 +11,7 @@ from flowopt.lowering.targets import Target
 from flowopt.lowering.targets import target as target_named
 from flowopt.pipeline.presets import DEFAULT_PRESET
 from flowopt.pipeline.registry import pass_class
-from flowopt.pipeline.runner import PipelineRun, run_passes
+from flowopt.pipeline.runner import PipelineRun
 from flowopt.program.program import Program
 from flowopt.report.passes import PassRecord
 from flowopt.report.report import Report
@@ -21,15 +20,19 @@ from flowopt.report.verdict import Outcome, Verdict
 from flowopt.runtime.artifact import Artifact
 from flowopt.runtime.interface import interface_of
 from flowopt.runtime.onnx_session import CUDA_PROVIDER
-from flowopt.verification.evidence import Evidence, collect_evidence
-from flowopt.verification.verify_outputs import verify_outputs
-from flowopt.verification.verify_passes import VerifyPasses
+from flowopt.verification.case_budget import DEFAULT_BUDGET_TFLOP
+from flowopt.verification.levels import Level, require_level
 from flowopt.workflows.lower import LoweredRun, Progress, lower_and_verify
 from flowopt.workflows.pipelines import Pipeline
+from flowopt.workflows.verified_run import (
+    NOT_VERIFIED,
+    Checks,
+    VerifyMode,
+    rewritten,
+    verdict_of_program,
+    with_budgets,
+)
 from flowopt.workflows.versions import versions
-
-VerifyMode = Literal["each", "final", "off"]
-_NOT_VERIFIED = Verdict(Outcome.NOT_VERIFIED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ def optimize(
     require: Mapping[str, int] | None = None,
     dry_run: bool = False,
     seed: int = 0,
+    level: Level = "quick",
+    case_budget: float = DEFAULT_BUDGET_TFLOP,
     on_progress: Progress = lambda _: None,
 ) -> OptimizeResult:
     """Rewrite a program, lower it, and prove both against the original.
@@ -74,6 +79,8 @@ def optimize(
         require: pass name to the smallest number of sites where it must have been applied and kept.
         dry_run: stop before lowering; nothing is written.
         seed: of the verification's inputs.
+        level: ``quick``, or ``full``: the whole battery of inputs, stressed weights, the lowered file's behaviour.
+        case_budget: in TFLOP; a case that costs the original more is skipped and named.
         on_progress: gets one line per step.
 
     Raises:
@@ -84,12 +91,14 @@ def optimize(
     wanted_target = target_named(target)
     if verify not in ("each", "final", "off"):
         raise UserError(f"verify={verify!r} must be each, final or off")
+    require_level(level)
     for name in require or {}:
         pass_class(name)
     pipeline = passes if isinstance(passes, Pipeline) else Pipeline(passes, skip=skip)
-    evidence, run = _rewritten(program, pipeline, verify, seed, on_progress)
+    checks = Checks(verify, seed, level, case_budget, on_progress)
+    evidence, run = rewritten(program, pipeline, checks)
     _require_applied(run.records, require or {})
-    verdict = _verdict_of_program(run.program, evidence, verify, on_progress)
+    verdict = verdict_of_program(program, run, evidence, checks)
     settings = _Settings(program, run, wanted_target)
     if dry_run or not (verdict or verdict.outcome is Outcome.NOT_VERIFIED):
         outcome = "dry-run" if dry_run else verdict.outcome.value
@@ -100,12 +109,13 @@ def optimize(
         wanted_target,
         path,
         evidence,
-        lambda done: to_json(settings.report(_outcome(wanted_target, done), done)),
+        lambda done: to_json(settings.report(_outcome(wanted_target, done, run.records), done)),
+        level=level,
         on_progress=on_progress,
     )
-    report = settings.report(_outcome(wanted_target, lowered), lowered)
+    report = settings.report(_outcome(wanted_target, lowered, run.records), lowered)
     # Not `or`: a verdict that found a difference is falsy.
-    decisive = _NOT_VERIFIED if lowered.decisive is None else lowered.decisive
+    decisive = NOT_VERIFIED if lowered.decisive is None else with_budgets(lowered.decisive, run.records)
     written = bool(decisive) or decisive.outcome is Outcome.NOT_VERIFIED
     # The archive was written by this call, so it may be loaded.
     artifact = Artifact.open(path, trust="code") if written else None
@@ -119,42 +129,15 @@ def default_folder(program: Program) -> Path:
     return Path(re.sub(r"[^\w.-]+", "_", stem) + ".flowopt")
 
 
-def _rewritten(
-    program: Program, pipeline: Pipeline, verify: VerifyMode, seed: int, on_progress: Progress
-) -> tuple[Evidence | None, PipelineRun]:
-    instrument = VerifyPasses(seed=seed, on_case=lambda case: on_progress(f"oracle: {case}"))
-    run = run_passes(
-        program,
-        pipeline.passes,
-        [instrument] if verify == "each" else [],
-        on_pass=lambda p: on_progress(f"pass {p.text()}"),
-    )
-    if verify == "each":
-        return instrument.evidence, run
-    if verify == "final":
-        return collect_evidence(program, seed=seed, on_case=lambda case: on_progress(f"oracle: {case}")), run
-    return None, run
-
-
-def _verdict_of_program(
-    program: Program, evidence: Evidence | None, verify: VerifyMode, on_progress: Progress
-) -> Verdict:
-    """The rewritten program before lowering; after ``each`` it is known to agree, as far as any case ran."""
-    if evidence is None:
-        return _NOT_VERIFIED
-    if verify == "each":
-        outcome = Outcome.EQUIVALENT if evidence.cases else Outcome.INCONCLUSIVE
-        return Verdict(outcome, notes=evidence.skipped, seed=evidence.seed)
-    return verify_outputs(evidence, program.run_named, on_case=lambda case: on_progress(f"verifying: {case}"))
-
-
-def _outcome(target: Target, lowered: LoweredRun) -> str:
+def _outcome(target: Target, lowered: LoweredRun, records: Iterable[PassRecord]) -> str:
     verdict = lowered.decisive
     if verdict is None:
         return "not-verified"
     if not verdict:
         return verdict.outcome.value
     on_cpu = target.device == "cuda" and lowered.runtime.get("verified_on") != CUDA_PROVIDER
+    if with_budgets(verdict, records).outcome is Outcome.APPROXIMATE and not on_cpu:
+        return "approximate"
     return "verified-on-cpu" if on_cpu else "verified"
 
 

@@ -8,6 +8,7 @@ from flowopt.pipeline.runner import PipelineRun, run_passes
 from flowopt.pipeline.text import CANONICALIZE, parse_pass, parse_pipeline
 from flowopt.program.program import Program
 from flowopt.rewrite.base import RewritePass
+from flowopt.verification.levels import Level, require_level
 from flowopt.verification.verify_passes import VerifyPasses
 
 Verify = Literal["each", "off"]
@@ -44,6 +45,7 @@ class Pipeline:
         *,
         verify: Verify = "each",
         seed: int = 0,
+        level: Level = "quick",
         on_pass: Callable[[RewritePass[Any]], None] | None = None,
     ) -> PipelineRun:
         """Rewrite a copy of ``program``.
@@ -52,11 +54,13 @@ class Pipeline:
             program: never changed.
             verify: ``each`` judges every pass that fired and undoes those that fail; ``off`` keeps everything.
             seed: of the verification's inputs.
+            level: ``quick``, or ``full`` for the whole battery of inputs and stressed weights.
             on_pass: called before each pass.
         """
+        require_level(level)
         if verify not in ("each", "off"):
             raise UserError(f"verify={verify!r} must be 'each' or 'off'")
-        instruments = [VerifyPasses(seed=seed)] if verify == "each" else []
+        instruments = [VerifyPasses(seed=seed, level=level)] if verify == "each" else []
         return run_passes(program, self.passes, instruments, on_pass=on_pass)
 
 

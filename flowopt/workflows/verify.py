@@ -1,6 +1,7 @@
 """Verify: are two models of ours the same function?"""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,21 @@ from flowopt.errors import MalformedModel, MissingDependency, UserError
 from flowopt.formats.limits import DEFAULT_LIMITS, Limits
 from flowopt.program.loading.load import Trust, load
 from flowopt.program.program import Program
-from flowopt.report.verdict import Finding, Outcome, Verdict
+from flowopt.report.verdict import Figures, Finding, Outcome, Verdict
 from flowopt.runtime.artifact import Artifact
 from flowopt.runtime.trial import require_harmless
-from flowopt.verification.evidence import collect_evidence
-from flowopt.verification.verify_outputs import verify_outputs
+from flowopt.verification.case_budget import DEFAULT_BUDGET_TFLOP
+from flowopt.verification.evidence import Evidence, collect_evidence
+from flowopt.verification.levels import Level, require_level
+from flowopt.verification.precision import strict_float32
+from flowopt.verification.reproducer import save_reproducer, worst_case
+from flowopt.verification.selected_cases import selected_cases
+from flowopt.verification.user_data import user_cases
+from flowopt.verification.verify_outputs import Runner, verify_outputs
+from flowopt.verification.verify_program import check_program
 
 Model = Program | Artifact | str | Path
+Data = Mapping[str, Tensor] | str | Path
 
 
 def verify(
@@ -27,9 +36,15 @@ def verify(
     provider: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
     seed: int = 0,
+    level: Level = "quick",
+    inputs: Data | None = None,
+    case_budget: float = DEFAULT_BUDGET_TFLOP,
+    reproducer: str | Path | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Verdict:
     """Compare a candidate with a reference: structure, specials, discrete outputs, rounding against float64.
+
+    A candidate that is a program is also compared in float64, where a change hides behind no rounding.
 
     Args:
         reference: a Program, an archive or a factory: the float64 oracle needs its graph.
@@ -38,6 +53,10 @@ def verify(
         provider: execution provider for ONNX artifacts.
         limits: what reading files may cost.
         seed: of the input cases.
+        level: ``quick``: four named cases; ``full``: the whole battery, the candidate's behaviour, stressed weights.
+        inputs: cases of your own beside them: tensors by name, a ``.npz`` file, or a folder of such files.
+        case_budget: in TFLOP; a case that costs the reference more is skipped and named.
+        reproducer: file to which the inputs of the worst case are saved; give it as ``inputs`` to replay them.
         on_progress: gets one line per step.
 
     Raises:
@@ -45,6 +64,7 @@ def verify(
         MissingDependency: the candidate's runtime, or the provider, is not here.
         FlowoptError: a model cannot be loaded.
     """
+    require_level(level)
     original = _opened(reference, trust, provider, limits)
     if isinstance(original, Artifact):
         raise UserError(
@@ -55,13 +75,55 @@ def verify(
     other = _opened(candidate, trust, provider, limits)
     differences = _interface_differences(original, other)
     if differences:
-        return Verdict(Outcome.DIFFERENT, differences, seed=seed)
-    evidence = collect_evidence(original, seed=seed, on_case=lambda case: on_progress(f"oracle: {case}"))
-    candidate_run = _CandidateRun(other)
-    verdict = verify_outputs(evidence, candidate_run, on_case=lambda case: on_progress(f"verifying: {case}"))
+        return Verdict(Outcome.DIFFERENT, differences, seed=seed, level=level)
+    selected, skipped = selected_cases(
+        original,
+        level,
+        seed,
+        budget_tflop=case_budget,
+        data=user_cases(original, _data(inputs)) if inputs is not None else (),
+    )
+    with strict_float32():
+        found = collect_evidence(
+            original, seed=seed, cases=selected, on_case=lambda case: on_progress(f"oracle: {case}")
+        )
+        evidence = replace(found, skipped=(*skipped, *found.skipped))
+        candidate_run = _CandidateRun(other)
+        verdict = verify_outputs(
+            evidence,
+            candidate_run,
+            level=level,
+            more=_as_program(original, other, evidence, level),
+            with_threads=_with_threads(other, trust, provider, limits),
+            on_case=lambda case: on_progress(f"verifying: {case}"),
+        )
     if candidate_run.unusable is not None:
         raise candidate_run.unusable
+    worst = worst_case(verdict, evidence) if reproducer is not None else None
+    if reproducer is not None and worst is not None:
+        save_reproducer(Path(reproducer), worst, original)
     return verdict
+
+
+def _as_program(
+    original: Program, other: Program | Artifact, evidence: Evidence, level: Level
+) -> Iterable[Figures | Finding | str]:
+    if isinstance(other, Artifact):
+        return ()
+    return check_program(original, other, evidence, with_stress=level == "full")
+
+
+def _with_threads(
+    other: Program | Artifact, trust: Trust, provider: str | None, limits: Limits
+) -> Callable[[int], Runner] | None:
+    """ONNX Runtime has threads of its own: another number of them is another session."""
+    if not isinstance(other, Artifact) or other.model_path.suffix != ".onnx":
+        return None
+
+    def opened(threads: int) -> Runner:
+        return Artifact.open(other.folder, trust=trust, provider=provider, limits=limits, threads=threads).run_named
+
+    return opened
 
 
 class _CandidateRun:
@@ -104,3 +166,7 @@ def _difference(wanted: Any, found: Any) -> str:
     if found is None:
         return "the candidate lacks it"
     return f"only the candidate has it ({found})" if wanted is None else f"{found}, not {wanted}"
+
+
+def _data(inputs: Data) -> Mapping[str, Tensor] | Path:
+    return Path(inputs) if isinstance(inputs, str) else inputs

@@ -173,7 +173,7 @@ def test_a_reverted_pass_is_a_warning_unless_strict(
 def test_a_folder_with_other_files_is_exit_73_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("do not delete")
-    monkeypatch.delattr("flowopt.workflows.optimize.run_passes")
+    monkeypatch.delattr("flowopt.workflows.verified_run.run_passes")
     ran = flowopt("optimize", model("folding"), "-o", "out")
     assert ran.code == 73
     assert "thesis.txt" in ran.err

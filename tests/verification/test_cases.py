@@ -150,6 +150,18 @@ class TestRoles:
         assert bool(torch.isnan(cases["special"][0]).any()) and bool(torch.isinf(cases["special"][0]).any())
         assert bool(torch.isfinite(cases["special"][1:]).all())
 
+    def test_cases_name_their_regime_and_the_first_alone_is_natural(self) -> None:
+        cases = by_name(text())
+        assert {name: case.regime for name, case in cases.items()} == {
+            "traced": "normal",
+            "smallest": "negative",
+            "prime": "mixed-rows",
+            "special": "spikes",
+            "injected": "spikes",
+        }
+        assert [name for name, case in cases.items() if case.is_natural] == ["traced"]
+        assert not any(case.samples for case in cases.values())
+
 
 class TestInjected:
     def test_integer_models_get_float_regimes_at_their_first_embedding(self) -> None:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from flowopt.verification.bits import compare_bits
 from flowopt.verification.evidence import OutputEvidence, scattered
-from flowopt.verification.gates import MODEL_LIMITS, SITE_LIMITS, TWIN_TOLERANCE, Comparison, compare
+from flowopt.verification.gates import TWIN_TOLERANCE, Comparison, compare
+from flowopt.verification.limits import MODEL_LIMITS, SITE_LIMITS
 
 ULP = 2.0**-23
 
@@ -167,13 +168,30 @@ class TestRatio:
 
     def test_power_is_the_smallest_change_that_is_seen(self) -> None:
         known = evidence()
-        figures = judged(known.original, known).figures
+        figures = compare("y", "traced", known, known.original, None).figures
         assert figures is not None
         seen, unseen = known.original.clone(), known.original.clone()
         seen[0, 5] += 1.1 * figures.power * 2
         unseen[0, 5] += 0.4 * figures.power * 2
         assert gates_of(judged(seen, known)) == ["ratio"]
         assert judged(unseen, known).findings == ()
+
+    def test_power_with_a_twin_is_the_twins(self) -> None:
+        known = evidence()
+        figures = judged(known.original, known).figures
+        assert figures is not None
+        seen, unseen = known.oracle.clone(), known.oracle.clone()
+        scale = float(known.oracle[0].abs().max())
+        seen[0, 5] += 2 * figures.power * scale
+        unseen[0, 5] += 0.5 * figures.power * scale
+        assert gates_of(judged(known.original, known, seen)) == ["twin"]
+        assert judged(known.original, known, unseen).findings == ()
+
+    def test_power_is_infinite_where_nothing_is_in_scope(self) -> None:
+        nothing = torch.full((2, 4), float("nan"))
+        known = scattered(nothing.double(), nothing, ())
+        figures = judged(nothing, known).figures
+        assert figures is not None and figures.power == float("inf")
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_other_precisions_have_their_own_floor(self, dtype: torch.dtype) -> None:
@@ -265,7 +283,7 @@ class TestDiscrete:
         known = scattered(value, value, [torch.tensor([1, 9, 3])])
         result = judged(torch.tensor([1, 7, 3]), known)
         assert result.findings == ()
-        assert result.figures is not None and result.figures.ignored == 1
+        assert result.figures is not None and result.figures.undecided == 1
         assert gates_of(judged(torch.tensor([0, 2, 3]), known)) == ["discrete"]
 
     def test_where_float64_decides_otherwise_either_is_right(self) -> None:

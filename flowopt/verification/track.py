@@ -1,0 +1,134 @@
+"""A track: one set of weights of the original, and what the passes so far have made of it, in both precisions."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from flowopt.errors import InternalError
+from flowopt.ir.evaluate import RUN_ERRORS
+from flowopt.ir.fingerprint import same_structure
+from flowopt.pipeline.instrument import PassRun
+from flowopt.program.program import Program
+from flowopt.report.verdict import Figures, Finding
+from flowopt.rewrite.base import Exactness
+from flowopt.rewrite.driver import apply, replay
+from flowopt.verification.bits import compare_bits
+from flowopt.verification.evidence import CaseEvidence, Evidence
+from flowopt.verification.gates import compare
+from flowopt.verification.grouping import grouped
+from flowopt.verification.inner_values import reaches
+from flowopt.verification.limits import MODEL_LIMITS, Limits
+from flowopt.verification.running import Outputs, first_line, run_cases
+
+Judged = Figures | Finding | str
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A pass on one track: the program before and after it, and the float64 twin before and after it."""
+
+    before: Program
+    after: Program
+    twin_before: Program
+    twin_after: Program
+
+
+class Track:
+    """The natural weights or the stressed ones.
+
+    Attributes:
+        name: put before the labels of cases, its first word before their regimes; empty for the natural weights.
+        program: what the kept passes have made of it.
+        twin: the same in float64, with float64 algebra throughout.
+        evidence: of the weights as they were, on the cases that still count.
+    """
+
+    def __init__(self, name: str, program: Program, evidence: Evidence, limits: Limits = MODEL_LIMITS) -> None:
+        self.name = name
+        self._kind = name.partition(" ")[0]
+        self.program = program
+        self.twin = program.raised_copy()
+        self.evidence = evidence
+        self._limits = limits
+
+    def rewritten(self, run: PassRun, *, is_given: bool) -> Rewritten | Finding:
+        """Carry out the pass's steps on this track; ``is_given``: the program itself comes from the run."""
+        before, after = (run.before, run.after) if is_given else (self.program, self.program.copy())
+        twin = self.twin.copy()
+        copies = [("float64 twin", twin)] if is_given else [("program", after), ("float64 twin", twin)]
+        for what, copy in copies:
+            problem = _replayed(run, copy, f"{self.name} {what}".strip())
+            if problem is not None:
+                return problem
+        return Rewritten(before, after, self.twin, twin)
+
+    def keep(self, done: Rewritten, evidence: Evidence) -> None:
+        """The pass is kept: go on from what it made, on the cases of ``evidence``."""
+        self.program, self.twin, self.evidence = done.after, done.twin_after, evidence
+
+    def judge(self, run: PassRun, done: Rewritten, evidence: Evidence) -> Iterator[Judged]:
+        """Findings, figures and notes of every case."""
+        runnable = []
+        for one in evidence.cases:
+            if reaches(run, one.case):
+                runnable.append(one)
+            else:
+                yield f"{self._label(one)}: not run, the pass rewrote the node that the case replaces"
+        known = iter(runnable)
+        for group in grouped(done.after, [one.case for one in runnable]):
+            found, raised = run_cases(done.after, group), run_cases(done.twin_after, group)
+            before = run_cases(done.before, group) if run.rewrite_pass.exactness is Exactness.BITWISE else None
+            for at in range(len(group)):
+                yield from self._compared(next(known), done, found[at], raised[at], before[at] if before else None)
+
+    def decides_alike(self, run: PassRun) -> bool:
+        """Whether the pass, asked anew on this track's weights, decides the same at every site that it rewrote.
+
+        Where it does not, its decision rests on what is stored, and other weights say nothing about the rewrite.
+        """
+        try:
+            steps = apply(run.rewrite_pass, self.program.copy()).steps
+        except RUN_ERRORS:
+            return False
+        decided = {step.anchor: repr(step.plan) for step in steps}
+        return all(decided.get(step.anchor) == repr(step.plan) for step in run.application.steps)
+
+    def _compared(
+        self,
+        known: CaseEvidence,
+        done: Rewritten,
+        candidate: Outputs | Exception,
+        raised: Outputs | Exception,
+        before: Outputs | Exception | None,
+    ) -> Iterator[Judged]:
+        label = self._label(known)
+        if isinstance(candidate, Exception) and isinstance(run_cases(done.before, (known.case,))[0], Exception):
+            yield f"{label}: not judged, it failed before this pass too"
+            return
+        for what, values in (("it no longer runs", candidate), ("it no longer runs in float64", raised)):
+            if isinstance(values, Exception):
+                yield Finding("structure", "the program", label, f"{what}: {first_line(values)}")
+                return
+        assert not isinstance(candidate, Exception) and not isinstance(raised, Exception)
+        for name, one in known.outputs.items():
+            result = compare(name, label, one, candidate[name], raised[name], limits=self._limits)
+            yield from result.findings
+            if result.figures is not None:
+                yield replace(result.figures, regime=f"{self._kind} {known.case.regime}".strip())
+            if before is not None and not isinstance(before, Exception):
+                yield from compare_bits(name, label, before[name], candidate[name])
+
+    def _label(self, known: CaseEvidence) -> str:
+        return f"{self.name} {known.case.label}".strip()
+
+
+def _replayed(run: PassRun, copy: Program, what: str) -> Finding | None:
+    name = run.rewrite_pass.text()
+    try:
+        replay(run.rewrite_pass, run.application.steps, copy)
+    except InternalError as error:
+        return Finding("replay", name, what, error.message)
+    except RUN_ERRORS as error:
+        return Finding("replay", name, what, f"the rewrite fails there: {first_line(error)}")
+    if not same_structure(run.after.graph, copy.graph):
+        return Finding("replay", name, what, f"the rewrite built another graph on the {what}")
+    return None
