@@ -34,6 +34,13 @@ def test_load_what_you_have(tmp_path: Path) -> None:
     assert output.count("  try   ") == 5
 
 
+def test_check_a_rewrite(tmp_path: Path) -> None:
+    output = run(str(EXAMPLES / "check_a_rewrite.py"), folder=tmp_path)
+    right, wrong = output.split("unshifted: ")
+    assert "  equivalent in " in right
+    assert "  different in " in wrong and "replayed from worst.npz: different" in wrong
+
+
 def test_write_a_pass(tmp_path: Path) -> None:
     output = run(str(EXAMPLES / "write_a_pass.py"), folder=tmp_path)
     assert "recognize-silu: kept, applied at 1 of 2 sites" in output
