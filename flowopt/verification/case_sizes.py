@@ -8,6 +8,8 @@ _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23)
 _SMALL_ODD = (3, 5, 7, 9)
 # Odd, with divisors: what a split into 2, 4 or a prime number of parts gets wrong.
 _ODD = (9, 15, 21, 25, 27, 33)
+# What kernels work on at once, without a rest.
+_TILES = (16, 32)
 _MOST_TRIED = 64
 _UNBOUNDED = 128
 _LEAST_LONG = 17
@@ -36,7 +38,7 @@ def small_odd(dims: Sequence[Dim], turn: int = 0) -> dict[str, int]:
 
 
 def size_cases(dims: Sequence[Dim]) -> Iterator[tuple[str, dict[str, int]]]:
-    """Named sizes through which every dimension takes 1 (or its minimum), 2, an odd size, and those beside the traced.
+    """Named sizes: every dimension takes 1 (or its minimum), 2, an odd size, those beside the traced one, 16 and 32.
 
     A case is named by the size of the first dimension; the others are one further in that order.
     """
@@ -48,13 +50,17 @@ def size_cases(dims: Sequence[Dim]) -> Iterator[tuple[str, dict[str, int]]]:
     names = ("two", "odd", "below", "above")
     for turn, name in enumerate(names):
         yield name, {d.name: _beside(d, i, names[(i + turn) % len(names)]) for i, d in enumerate(dims)}
+    for turn, name in enumerate(("tiles", "tiles-turned")):
+        yield name, {d.name: within(d, _TILES[(i + turn) % len(_TILES)]) for i, d in enumerate(dims)}
 
 
 def longest_cases(dims: Sequence[Dim]) -> Iterator[tuple[str, dict[str, int]]]:
-    """Every dimension at its maximum with the others small, then all of them."""
+    """Every dimension at its maximum with the others small, or at their least, then all of them."""
     small = {d.name: within(d, 2) for d in dims}
     for dim in dims:
         yield f"longest-{dim.name}", small | {dim.name: longest(dim)}
+        if len(dims) > 1:
+            yield f"longest-{dim.name}-alone", {d.name: within(d, 1) for d in dims} | {dim.name: longest(dim)}
     if len(dims) > 1:
         yield "joint-maximum", {d.name: longest(d) for d in dims}
 

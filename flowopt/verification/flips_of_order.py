@@ -31,7 +31,10 @@ def best(node: fx.Node, seen: Mapping[str, Seen], result: Any) -> tuple[Value, i
 
 
 def ordered(node: fx.Node, seen: Mapping[str, Seen], result: Any) -> tuple[Value, int]:
-    """Sort and topk: neighbours change places where they are close; behind the last kept one stands the next."""
+    """Sort and topk: neighbours change places where they are close; behind the last kept one stands the next.
+
+    Only a stable sort says which of two equal ones comes first.
+    """
     source = operand(node, "self", seen)
     axis = int(argument(node, "dim", -1))
     if source.oracle.dim() == 0 or source.oracle.shape[axis] < 2:
@@ -45,7 +48,10 @@ def ordered(node: fx.Node, seen: Mapping[str, Seen], result: Any) -> tuple[Value
         indices = torch.cat([indices, beyond], axis)
     places = indices.movedim(axis, -1)
     values, tolerance = (torch.gather(t.movedim(axis, -1), -1, places) for t in (source.oracle, source.tolerance))
-    close = pad(values.diff(dim=-1).abs() < tolerance[..., 1:] + tolerance[..., :-1], (0, 1))
+    is_close = values.diff(dim=-1).abs() < tolerance[..., 1:] + tolerance[..., :-1]
+    if not argument(node, "stable", False):
+        is_close |= values[..., 1:] == values[..., :-1]
+    close = pad(is_close, (0, 1))
     places = torch.gather(places, -1, _rotated(close))[..., :kept].movedim(-1, axis)
     if not isinstance(result, tuple):
         return places, int(close.sum())
@@ -86,9 +92,10 @@ def pooled(node: fx.Node, seen: Mapping[str, Seen], result: Any) -> tuple[Value,
 
 def _next(values: Tensor, chosen: Tensor, axis: int, *, largest: bool) -> Tensor:
     """Place of the best of those that were not chosen."""
-    worst = -torch.inf if largest else torch.inf
-    rest = values.scatter(axis, chosen, worst)
-    return rest.argmax(axis, keepdim=True) if largest else rest.argmin(axis, keepdim=True)
+    order = torch.argsort(values, dim=axis, descending=largest, stable=True)
+    is_left = torch.ones_like(values, dtype=torch.bool).scatter(axis, chosen, False)
+    first = torch.gather(is_left, axis, order).to(torch.int8).argmax(axis, keepdim=True)
+    return torch.gather(order, axis, first)
 
 
 def _rotated(close: Tensor) -> Tensor:

@@ -46,11 +46,12 @@ class DomainCheck:
         self._problems: list[Finding | str] = []
         self.failing: set[str] = set()
         # A domain is one of inputs: what replaces a node is nothing that the model computes from any.
-        replacing = [e.case.label for e in evidence.cases if e.case.overrides]
-        if replacing:
-            self._problems.append(
-                f"{', '.join(replacing)}: not run, {self.description} says nothing about inner values"
-            )
+        self._replacing = [
+            f"{e.case.label}: not run, {self.description} says nothing of inner values"
+            for e in evidence.cases
+            if e.case.overrides
+        ]
+        self._problems += self._replacing
         known = [e for e in evidence.cases if not e.case.overrides]
         inside = [e for e in known if self.contains(e.case)]
         self._outside = [e for e in known if not self.contains(e.case)]
@@ -87,12 +88,14 @@ class DomainCheck:
             yield from self._judged_negative(self._negative)
 
     def narrowed(self, evidence: Evidence) -> Evidence:
-        """Evidence for what follows a kept pass: the edge in the place of the cases outside on which it fails."""
-        if not self.failing:
-            return evidence
+        """Evidence for what follows a kept pass: without cases that replace a node, or outside on which it fails.
+
+        The edge stands in for these.
+        """
         notes = tuple(f"{label}: outside {self.description}, where it fails" for label in sorted(self.failing))
-        cases = tuple(e for e in evidence.cases if e.case.label not in self.failing)
-        return replace(evidence, cases=(*cases, *self._edge), skipped=(*evidence.skipped, *notes))
+        left = tuple(e for e in evidence.cases if not e.case.overrides and e.case.label not in self.failing)
+        edge = self._edge if self.failing else ()
+        return replace(evidence, cases=(*left, *edge), skipped=(*evidence.skipped, *self._replacing, *notes))
 
     def _edge_case(self, start: Case, seed: int) -> tuple[CaseEvidence, ...]:
         edge = self._made(f"{EDGE}{self._name}", start, self._domain.edge)

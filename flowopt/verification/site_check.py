@@ -30,7 +30,14 @@ from flowopt.verification.levels import Level
 from flowopt.verification.limits import site_limits
 from flowopt.verification.region import Region, Regions
 from flowopt.verification.running import first_line, moved_reader, raised_reader
-from flowopt.verification.site_regimes import MODEL_VALUES, OTHER_SIZES, SIGNED_ZEROS, site_regimes, site_values
+from flowopt.verification.site_regimes import (
+    INFINITIES,
+    MODEL_VALUES,
+    OTHER_SIZES,
+    SIGNED_ZEROS,
+    site_regimes,
+    site_values,
+)
 
 Values = Mapping[str, Value]
 
@@ -126,6 +133,9 @@ class _Check:
             detailed=False,
         )
         findings = list(result.findings)
+        if name in INFINITIES:
+            findings = [f for f in findings if "swallowed" in f.message]
+            findings += _negated(anchor, name, evidence.original, candidate)
         if self.run.rewrite_pass.exactness is Exactness.BITWISE:
             findings += compare_bits(anchor, name, evidence.original, candidate)
         yield from (Finding("site", f.where, f.case, f"{f.gate}: {f.message}") for f in findings)
@@ -204,6 +214,13 @@ class _Check:
             name: moved_by_one_ulp(name, value, copy, self.seed) if isinstance(value, Tensor) else value
             for name, value in roots.items()
         }
+
+
+def _negated(anchor: str, case: str, before: Tensor, after: Tensor) -> list[Finding]:
+    if not before.is_floating_point() or before.shape != after.shape:
+        return []
+    count = int((before.isinf() & (after == -before)).sum())
+    return [Finding("specials", anchor, case, f"negated: {count} infinities changed their sign")] if count else []
 
 
 def _raised(roots: Values) -> dict[str, Value]:

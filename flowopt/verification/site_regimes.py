@@ -20,9 +20,13 @@ OTHER_SIZES: Final = ("normal",)
 _QUICK: Final = ("normal", "mixed-rows", "large")
 # In 16 bits squares overflow at 256 and sums lose what is small: a norm taken apart shows there first.
 _SIXTEEN_BIT: Final = ("huge", "offset-noise")
+# A score of -Inf is nothing to one kernel of attention and NaN to another: of infinities, only what they must not
+# become is judged.
+INFINITIES: Final = ("infinity", "negative-infinity")
 _FULL: Final = (
     "negative",
-    "spikes",
+    "nan",
+    *INFINITIES,
     "outliers",
     "wide-rows",
     "constant-rows",
@@ -34,7 +38,6 @@ _FULL: Final = (
     "tiny",
     "subnormals",
 )
-_WITHOUT_FITTING: Final = {"mixed-rows": regimes.mixed_rows, "spikes": regimes.spikes}
 
 
 def site_regimes(level: Level, dtypes: set[torch.dtype]) -> tuple[str, ...]:
@@ -51,8 +54,8 @@ def site_regimes(level: Level, dtypes: set[torch.dtype]) -> tuple[str, ...]:
 
 def site_values(name: str, shape: tuple[int, ...], generator: Generator, dtype: torch.dtype) -> Tensor:
     """Numbers of a regime in the dtype of a boundary tensor."""
-    if name not in _WITHOUT_FITTING:
+    if name != "mixed-rows":
         return regimes.fitted(name, shape, generator, dtype)
-    made = _WITHOUT_FITTING[name](shape, generator)
+    made = regimes.mixed_rows(shape, generator)
     limit = torch.finfo(dtype).max / 32  # room for a sum: a boundary of infinities compares nothing
-    return torch.where(made.isinf(), made, made.clamp(-limit, limit)).to(dtype)
+    return made.clamp(-limit, limit).to(dtype)

@@ -39,7 +39,7 @@ class Track:
         name: put before the labels of cases, its first word before their regimes; empty for the natural weights.
         program: what the kept passes have made of it.
         twin: the same in float64, with float64 algebra throughout.
-        evidence: of the weights as they were, on the cases that still count.
+        evidence: of the weights as they were, on the cases that still count; the others are skipped ones.
     """
 
     def __init__(self, name: str, program: Program, evidence: Evidence, limits: Limits = MODEL_LIMITS) -> None:
@@ -61,9 +61,12 @@ class Track:
                 return problem
         return Rewritten(before, after, self.twin, twin)
 
-    def keep(self, done: Rewritten, evidence: Evidence) -> None:
-        """The pass is kept: go on from what it made, on the cases of ``evidence``."""
-        self.program, self.twin, self.evidence = done.after, done.twin_after, evidence
+    def keep(self, run: PassRun, done: Rewritten, evidence: Evidence) -> None:
+        """The pass is kept: go on from what it made, on those cases of ``evidence`` that still reach all of it."""
+        left = tuple(one for one in evidence.cases if reaches(run, one.case))
+        lost = tuple(self._unreached(one) for one in evidence.cases if not reaches(run, one.case))
+        self.program, self.twin = done.after, done.twin_after
+        self.evidence = replace(evidence, cases=left, skipped=(*evidence.skipped, *lost))
 
     def judge(self, run: PassRun, done: Rewritten, evidence: Evidence) -> Iterator[Judged]:
         """Findings, figures and notes of every case."""
@@ -72,7 +75,7 @@ class Track:
             if reaches(run, one.case):
                 runnable.append(one)
             else:
-                yield f"{self._label(one)}: not run, the pass rewrote the node that the case replaces"
+                yield self._unreached(one)
         known = iter(runnable)
         for group in grouped(done.after, [one.case for one in runnable]):
             found, raised = run_cases(done.after, group), run_cases(done.twin_after, group)
@@ -116,6 +119,9 @@ class Track:
                 yield replace(result.figures, regime=f"{self._kind} {known.case.regime}".strip())
             if before is not None and not isinstance(before, Exception):
                 yield from compare_bits(name, label, before[name], candidate[name])
+
+    def _unreached(self, known: CaseEvidence) -> str:
+        return f"{self._label(known)}: not run, the pass rewrote the node that the case replaces"
 
     def _label(self, known: CaseEvidence) -> str:
         return f"{self.name} {known.case.label}".strip()

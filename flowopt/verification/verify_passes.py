@@ -11,10 +11,12 @@ from flowopt.pipeline.instrument import PassRun
 from flowopt.program.program import Program
 from flowopt.report.verdict import Figures, Finding, Outcome, Verdict
 from flowopt.rewrite.base import Exactness
+from flowopt.verification.answers import ask, fresh
 from flowopt.verification.approximate import judged_approximation
 from flowopt.verification.case_budget import DEFAULT_BUDGET_TFLOP
 from flowopt.verification.cases import Case
 from flowopt.verification.evidence import Evidence, collect_evidence
+from flowopt.verification.layout_check import check_layouts
 from flowopt.verification.levels import Level
 from flowopt.verification.limits import SITE_LIMITS, Limits, site_limits
 from flowopt.verification.on_domain import EDGE, DomainCheck
@@ -107,7 +109,8 @@ class VerifyPasses:
         self._natural = self._stress = None
 
     def _judge_approximation(self, run: PassRun) -> Verdict:
-        verdict = judged_approximation(run, self.evidence, self._seed, self._level, stop_early=self._stop_early)
+        natural = self._natural_track()
+        verdict = judged_approximation(run, natural.evidence, self._seed, self._level, stop_early=self._stop_early)
         if verdict:
             self._evidence = self._stressed_base = self._started = None
             self._base(run.after)
@@ -116,7 +119,9 @@ class VerifyPasses:
     def _judge_exact(self, run: PassRun) -> Verdict:
         findings: list[Finding] = []
         figures: list[Figures] = []
-        notes = list(self.evidence.skipped)
+        natural = self._natural_track()
+        notes = list(natural.evidence.skipped)
+        labels = tuple(e.case.label for e in natural.evidence.cases)
         when_kept: list[Callable[[], None]] = []
         for one in self._judged(run, when_kept):
             if isinstance(one, Finding):
@@ -127,7 +132,6 @@ class VerifyPasses:
                 figures.append(one)
             elif one not in notes:
                 notes.append(one)
-        labels = tuple(e.case.label for e in self.evidence.cases)
         weak = [] if findings else self._weakness(run, figures)
         outcome = Outcome.DIFFERENT if findings else Outcome.INCONCLUSIVE if weak else Outcome.EQUIVALENT
         if outcome is Outcome.EQUIVALENT:
@@ -151,32 +155,44 @@ class VerifyPasses:
         domain = None
         if run.rewrite_pass.exactness is Exactness.EXACT_ON_DOMAIN:
             assert self.original is not None
-            domain = DomainCheck(run, self.original, self.evidence)
+            domain = DomainCheck(run, self.original, natural.evidence)
         parts = [self._at_cases(run, rewritten, domain), self._at_sites(run, rewritten, domain)]
         yield from sixteen_bit_findings(run)
         # Sites are cheap beside a whole model, and where one finding is enough they often have it.
         for part in reversed(parts) if self._stop_early else parts:
             yield from part
-        when_kept.append(partial(self._keep, rewritten, domain))
+        when_kept.append(partial(self._keep, run, rewritten, domain))
         if self._level == "full":
             yield from self._stressed(run, domain, when_kept)
+            yield from self._at_layouts(run, domain)
 
-    def _keep(self, rewritten: Rewritten, domain: DomainCheck | None) -> None:
+    def _keep(self, run: PassRun, rewritten: Rewritten, domain: DomainCheck | None) -> None:
+        natural = self._natural_track()
+        natural.keep(run, rewritten, natural.evidence if domain is None else domain.narrowed(natural.evidence))
         if domain is not None and domain.failing:
-            self._evidence = domain.narrowed(self.evidence)
+            self._evidence = natural.evidence
             self._started = None  # the next run needs all cases again
-        self._natural_track().keep(rewritten, self.evidence)
 
     def _at_cases(self, run: PassRun, rewritten: Rewritten, domain: DomainCheck | None) -> Iterator[Judged]:
-        yield from self._natural_track().judge(run, rewritten, self.evidence if domain is None else domain.evidence)
+        natural = self._natural_track()
+        yield from natural.judge(run, rewritten, natural.evidence if domain is None else domain.evidence)
         if domain is not None:
             yield from domain.outside()
 
     def _at_sites(self, run: PassRun, rewritten: Rewritten, domain: DomainCheck | None) -> Iterator[Finding | str]:
-        cases = self._site_cases(self.evidence if domain is None else domain.evidence)
+        cases = self._site_cases(self._natural_track().evidence if domain is None else domain.evidence)
         twins = Twins(rewritten.twin_before, rewritten.twin_after)
         if cases:
             yield from check_sites(run, twins, cases, self._seed, self._level)
+
+    def _at_layouts(self, run: PassRun, domain: DomainCheck | None) -> Iterator[Finding | str]:
+        """The rewritten program with inputs that are strided, transposed in memory, or one row repeated."""
+        cases = self._natural_track().evidence.cases if domain is None else ()
+        known = next((e for e in cases if e.case.name == "traced"), None)
+        if known is not None:
+            found = ask(run.after.run_named, fresh(known.case.inputs))
+            # That bits differ is in the nature of kernels, and was so before the pass.
+            yield from (f for f in check_layouts(known, found, run.after.run_named) if isinstance(f, Finding))
 
     def _stressed(
         self, run: PassRun, domain: DomainCheck | None, when_kept: list[Callable[[], None]]
@@ -204,7 +220,7 @@ class VerifyPasses:
                     yield note
                     return
             yield one
-        when_kept.append(partial(track.keep, rewritten, evidence))
+        when_kept.append(partial(track.keep, run, rewritten, evidence))
 
     def _natural_track(self) -> Track:
         if self._natural is None:

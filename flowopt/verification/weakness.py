@@ -1,5 +1,6 @@
 """A verifier that could not have failed says so."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -12,12 +13,15 @@ _MOST_UNDECIDED = 0.5
 # Stressed weights are nobody's: how well a case sees with them says nothing about the model. Their kinds of numbers
 # begin with this word.
 STRESSED = "stressed"
+# Kinds of numbers that the model is for. What drowns in an offset is seen again where everything is a thousand times
+# larger, and that says nothing about them.
+_ORDINARY = ("normal", "uniform", "example", "data")
 
 
 def weak_outputs(
     figures: Iterable[Figures], dtypes: Mapping[str, torch.dtype], narrowest: torch.dtype = torch.float64
 ) -> list[str]:
-    """One sentence per output about which the best case says too little: the verdict is then inconclusive.
+    """One sentence per output about which the best ordinary case says too little: the verdict is then inconclusive.
 
     Args:
         figures: of every output and case.
@@ -29,7 +33,7 @@ def weak_outputs(
     for one in figures:
         if one.regime.startswith(STRESSED):
             continue
-        if one.output not in best or one.power < best[one.output].power:
+        if one.output not in best or _rank(one) < _rank(best[one.output]):
             best[one.output] = one
         if one.elements:
             share = one.undecided / one.elements
@@ -37,6 +41,12 @@ def weak_outputs(
     return [
         text for name, one in best.items() if (text := _weakness(one, decided.get(name, 0.0), dtypes[name], narrowest))
     ]
+
+
+def _rank(figures: Figures) -> tuple[bool, bool, float]:
+    """Ordinary numbers come first, where anything is in scope."""
+    is_blind = math.isinf(figures.power)
+    return is_blind, figures.regime not in _ORDINARY, figures.power
 
 
 def _weakness(best: Figures, undecided: float, dtype: torch.dtype, narrowest: torch.dtype) -> str:
@@ -50,7 +60,7 @@ def _weakness(best: Figures, undecided: float, dtype: torch.dtype, narrowest: to
     limit = weak_power(narrow)
     if not (dtype.is_floating_point or dtype.is_complex) or best.power <= limit:
         return ""
-    if best.power == float("inf"):
+    if math.isinf(best.power):
         return f"{name}: no case has a finite element of it, so nothing was compared"
     return (
         f"{name}: ill-conditioned, weak evidence: even the best case ({best.case}) would not have seen a relative "

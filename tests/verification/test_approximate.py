@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -17,10 +16,7 @@ from flowopt.rewrite import Budget, Edit, Exactness, RewritePass, Site
 from flowopt.rewrite.driver import Application, apply
 from flowopt.verification import verify_passes
 from flowopt.verification.approximate import judged_approximation
-from flowopt.verification.budget_measures import measures
-from flowopt.verification.evidence import Evidence, OutputEvidence, collect_evidence, scattered
-from flowopt.verification.gates import compare
-from flowopt.verification.naive_cast import run_naive_cast
+from flowopt.verification.evidence import Evidence, collect_evidence
 from flowopt.verification.verify_passes import VerifyPasses
 from tests.verification.declared import approximate
 from tests.verification.substitute import Build, aten, captured, judged, substitute
@@ -162,35 +158,6 @@ class TestCast:
         assert [n for n in verdict.notes if "the naive cast does not run" in n]
 
 
-class TestNaiveCast:
-    def test_is_what_half_and_bfloat16_compute(self) -> None:
-        body = nn.Sequential(nn.Linear(8, 6), nn.GELU(), nn.LayerNorm(6))
-        torch.manual_seed(0)
-        program = capture(body.eval(), (torch.randn(4, 8),))
-        case = collect_evidence(program).cases[0].case
-        given = case.inputs["input"]
-        for dtype in (torch.float16, torch.bfloat16):
-            found = run_naive_cast(program, case, dtype)
-            (value,) = found.values()
-            wanted = nn.Sequential(nn.Linear(8, 6), nn.GELU(), nn.LayerNorm(6)).eval()
-            wanted.load_state_dict(body.state_dict())
-            assert torch.equal(value, wanted.to(dtype)(given.to(dtype)))
-
-    def test_casts_dtypes_inside_the_graph_and_those_that_follow_the_default(self) -> None:
-        program = captured(lambda x: x.double().sin().float() + torch.arange(x.shape[1])[:, None] / 7)
-        case = collect_evidence(program).cases[0].case
-        (value,) = run_naive_cast(program, case, torch.bfloat16).values()
-        assert value.dtype is torch.bfloat16
-        assert torch.get_default_dtype() is torch.float32
-
-    def test_leaves_the_program_as_it_was(self, sine: Program) -> None:
-        case = collect_evidence(sine).cases[0].case
-        before = str(sine.graph)
-        run_naive_cast(sine, case, torch.float16)
-        assert str(sine.graph) == before
-        assert next(iter(sine.run_named(case.inputs).values())).dtype is torch.float32
-
-
 def run_of(program: Program, rewrite_pass: RewritePass) -> PassRun:
     after = program.copy()
     return PassRun(rewrite_pass, program, after, apply(rewrite_pass, after))
@@ -280,59 +247,6 @@ class TestDecisions:
         record = judged(deciding, approximate(aten.gelu.default, self.reversed_rows, decibels(1.0)))
         assert record.outcome == "reverted"
         assert "decisions that differ, of 64 (min_agreement is not set): 1, 0 is the most" in record.reason
-
-    def test_a_cast_may_change_twice_as_many_as_the_naive_one(self) -> None:
-        oracle = torch.arange(8)
-        wrong = lambda count: torch.where(oracle < count, -1, oracle)  # noqa: E731  # a table of candidates
-        known, budget = scattered(oracle, oracle, ()), Budget(cast=torch.float16)
-        for count, is_over in ((4, False), (5, True)):
-            (figures, found) = compared(known, wrong(count))
-            (measure,) = measures(budget, figures, known, found, wrong(2))
-            assert measure.is_over is is_over, str(measure)
-
-
-def compared(known: OutputEvidence, found: Tensor) -> tuple[Any, Tensor]:
-    return compare("output", "case", known, found, None).figures, found
-
-
-def measured(budget: Budget, known: OutputEvidence, found: Tensor, naive: Tensor | None = None) -> Iterator[Any]:
-    yield from measures(budget, compared(known, found)[0], known, found, naive)
-
-
-class TestMeasures:
-    def test_relative_errors_are_those_of_their_own_row(self) -> None:
-        oracle = torch.tensor([[1000.0, 1.0], [1.0, 0.5]], dtype=torch.float64)
-        known = scattered(oracle, oracle.float(), ())
-        (small,) = measured(Budget(max_relative=0.01), known, (oracle + torch.tensor([[0.5], [0.0]])).float())
-        assert small.value == pytest.approx(5e-4) and not small.is_over
-        (large,) = measured(Budget(max_relative=0.01), known, (oracle + torch.tensor([[0.0], [0.5]])).float())
-        assert large.value == pytest.approx(0.5) and large.is_over
-
-    def test_an_error_in_a_row_of_zeros_is_over_any_share(self) -> None:
-        oracle = torch.zeros(2, 3, dtype=torch.float64)
-        known = scattered(oracle, oracle.float(), ())
-        (exact,) = measured(Budget(max_relative=0.01), known, oracle.float())
-        (wrong,) = measured(Budget(max_relative=0.01), known, oracle.float() + 1e-6)
-        assert not exact.is_over and wrong.is_over
-
-    def test_a_naive_cast_that_overflows_allows_any_finite_error(self) -> None:
-        oracle = torch.full((2, 3), 1e5, dtype=torch.float64)
-        known = scattered(oracle, oracle.float(), ())
-        (found,) = measured(Budget(cast=torch.float16), known, oracle.float() * 1.1, oracle.half())
-        assert not found.is_over
-
-    def test_an_exact_naive_cast_allows_no_error(self) -> None:
-        oracle = torch.ones(2, 3, dtype=torch.float64)
-        known = scattered(oracle, oracle.float(), ())
-        (found,) = measured(Budget(cast=torch.float16), known, oracle.float() * 1.01, oracle.half())
-        assert found.is_over
-
-    def test_complex_values_are_measured_as_pairs(self) -> None:
-        oracle = torch.tensor([[3 + 4j, 1j]], dtype=torch.complex128)
-        known = scattered(oracle, oracle.to(torch.complex64), ())
-        budget = Budget(max_relative=0.1, min_agreement=0.9)
-        (found,) = measured(budget, known, (oracle + 1j).to(torch.complex64))
-        assert found.limit == "max_relative" and found.value == pytest.approx(1.0)
 
 
 class BackToGelu(RewritePass[fx.Node]):

@@ -152,7 +152,10 @@ class TestNumbers:
 
     def test_a_cast_to_booleans_asks_for_zero(self) -> None:
         values = numbers(CLOSE, -CLOSE, 1.0)
-        for given in (turned(aten._to_copy.default, values, dtype=torch.bool), turned(aten.logical_not.default, values)):
+        for given in (
+            turned(aten._to_copy.default, values, dtype=torch.bool),
+            turned(aten.logical_not.default, values),
+        ):
             result, other, count = given
             assert count == 2 and (result != other).tolist() == [True, True, False]
 
@@ -270,9 +273,22 @@ class TestOrder:
         assert result[:, 1].tolist() == ([2, 1, 0] if descending else [0, 1, 2])
         assert other[:, 1].tolist() == ([2, 0, 1] if descending else [1, 0, 2])
 
-    def test_exact_ties_and_specials_are_decided(self) -> None:
-        assert turned(aten.sort.default, torch.zeros(5).double(), tolerance=0.0)[2] == 0
-        assert turned(aten.sort.default, numbers(math.nan, math.inf, math.inf, -math.inf))[2] == 0
+    def test_a_stable_sort_decides_exact_ties_and_no_other_does(self) -> None:
+        ties = torch.zeros(5).double()
+        assert turned(aten.sort.stable, ties, tolerance=0.0, stable=True)[2] == 0
+        assert turned(aten.argsort.stable, ties, tolerance=0.0, stable=True)[2] == 0
+        assert turned(aten.sort.default, ties, tolerance=0.0)[2] == 4
+        result, other, count = turned(aten.topk.default, ties, 2, tolerance=0.0)
+        assert count == 2 and bool((result[1] != other[1]).all()) and len(set(other[1].tolist())) == 2
+
+    def test_hidden_scores_behind_the_visible_ones_are_ties(self) -> None:
+        values = numbers(-math.inf, 2.0, -math.inf, -math.inf, 1.0)
+        result, other, count = turned(aten.topk.default, values, 3, tolerance=0.0)
+        assert result[1].tolist()[:2] == other[1].tolist()[:2] == [1, 4]
+        assert count == 1 and int(other[1][2]) in {0, 2, 3} - {int(result[1][2])}
+
+    def test_specials_that_differ_are_decided(self) -> None:
+        assert turned(aten.sort.default, numbers(math.nan, math.inf, 0.0, -math.inf))[2] == 0
 
     @pytest.mark.parametrize("values", [torch.tensor(3.0), torch.ones(2, 1), torch.ones(2, 0)])
     def test_one_element_or_none(self, values: Tensor) -> None:

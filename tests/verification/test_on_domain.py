@@ -365,3 +365,23 @@ class TestAfterIt:
         # The next run asks all of them again.
         verifier.start(rooting)
         assert {"traced", "prime", "up", "down"} <= {e.case.name for e in verifier.evidence.cases}
+
+
+def test_cases_that_replace_inner_values_say_nothing_of_what_follows_either() -> None:
+    """Inside its domain the model makes no NaN, and what clears one away may go; a case that puts one in still runs."""
+    program = looking_up(lambda table, ids: torch.sin(table(ids.clamp(0, 6)).nan_to_num(0.0)))
+    passes = [
+        on_domain(aten.nan_to_num.default, lambda e, n: n.args[0], AT_LEAST_ZERO),
+        substitute(aten.sin.default, lambda e, n: e.call(aten.sin.default, n.args[0])),
+    ]
+    records = run_passes(program, passes, [VerifyPasses()]).records
+    assert [r.outcome for r in records] == ["kept", "kept"], [r.reason for r in records]
+    assert all([n for n in verdict_of(r).notes if n.startswith("injected[")] for r in records)
+
+
+AT_LEAST_ZERO = Domain(
+    "ids >= 0",
+    lambda inputs: bool((inputs["ids"] >= 0).all()),
+    lambda inputs: {"ids": inputs["ids"].clamp(0, 0)},
+    lambda inputs: {"ids": inputs["ids"].clamp(-1, -1)},
+)

@@ -1,8 +1,8 @@
 """A candidate that is a program: what float64 and stressed weights say of it beside its rounding."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -39,8 +39,9 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = nn.functional.gelu(self.first(self.norm(x)), approximate=self.gelu)
-        y = x + self._attended(self.second(y), y)
-        return self.last(torch.clamp(y, -self.limit, self.limit))
+        y = torch.clamp(y, -self.limit, self.limit)
+        result: Tensor = self.last(x + self._attended(self.second(y), y))
+        return result
 
     def _attended(self, query: Tensor, key: Tensor) -> Tensor:
         if self.attention == "fused":
@@ -51,25 +52,40 @@ class Network(nn.Module):
 
 
 class Folding(nn.Module):
-    """A convolution and a batch norm, or what they fold to in float32."""
+    """A convolution and a batch norm."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.norm: nn.Module = nn.BatchNorm2d(4)
         self.last = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+        result: Tensor = self.last(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+        return result
 
-    def folded(self) -> "Folding":
-        other = copy.deepcopy(self)
-        assert self.norm.running_var is not None and self.norm.running_mean is not None
-        assert self.conv.bias is not None and other.conv.bias is not None
-        scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
-        other.conv.weight.copy_(self.conv.weight * scale[:, None, None, None])
-        other.conv.bias.copy_((self.conv.bias - self.norm.running_mean) * scale + self.norm.bias)
-        other.norm = nn.Identity()  # type: ignore[assignment]  # a norm that does nothing
-        return other
+
+@cache
+def convolutions() -> tuple[Program, Program]:
+    """With a norm and without."""
+    module = Folding().eval()
+    folded = copy.deepcopy(module)
+    folded.norm = nn.Identity()
+    return captured(module, 2, 2, 5, 5), captured(folded.eval(), 2, 2, 5, 5)
+
+
+def with_weights(seed: int) -> tuple[Program, Program]:
+    """Both with random weights, the norm folded in float32."""
+    module = randomised(Folding(), seed)
+    stored = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    scale = stored["norm.weight"] * torch.rsqrt(stored["norm.running_var"] + 1e-5)
+    bias = (stored["conv.bias"] - stored["norm.running_mean"]) * scale + stored["norm.bias"]
+    folded = {**stored, "conv.weight": stored["conv.weight"] * scale[:, None, None, None], "conv.bias": bias}
+    first, second = convolutions()
+    return (
+        replace(first.copy(), tensors={name: stored[name] for name in first.tensors}),
+        replace(second.copy(), tensors={name: folded[name] for name in second.tensors}),
+    )
 
 
 def network(seed: int = 0, **options: object) -> Program:
@@ -134,10 +150,7 @@ class TestHiddenChanges:
         assert "1.0e-09 is allowed" in first
 
     def test_a_nan_in_float64_alone(self) -> None:
-        def body(x: Tensor) -> Tensor:
-            return torch.where(x.abs() < 1e300, 1.0, 0.0)
-
-        class Squared(nn.Module):
+        class Same(nn.Module):
             def forward(self, x: Tensor) -> Tensor:
                 return x
 
@@ -147,7 +160,7 @@ class TestHiddenChanges:
                 tiny = (x * 0 + 1e-30) ** 2
                 return torch.where((tiny == 0).expand_as(x), x, x * torch.inf * 0)
 
-        reference, hidden = captured(Squared()), captured(Hidden())
+        reference, hidden = captured(Same().eval()), captured(Hidden().eval())
         known = collect_evidence(reference, cases=quick_cases(reference, 0)[:1])
         messages = [
             o.message for o in check_program(reference, hidden, known, with_stress=False) if isinstance(o, Finding)
@@ -164,7 +177,7 @@ class TestHiddenChanges:
                 tiny = (x[..., 0] * 0 + 1e-30) ** 2
                 return torch.where(tiny == 0, x.argmax(-1), x.argmin(-1))
 
-        reference, hidden = captured(Chosen()), captured(Hidden())
+        reference, hidden = captured(Chosen().eval()), captured(Hidden().eval())
         known = collect_evidence(reference, cases=quick_cases(reference, 0)[:1])
         found = [o.gate for o in check_program(reference, hidden, known, with_stress=False) if isinstance(o, Finding)]
         assert found == ["discrete"]
@@ -174,16 +187,13 @@ class TestHiddenChanges:
             module.last.weight.mul_(1 + 1e-6)
 
         result = verify(original(), changed(scaled))
-        assert result.outcome is Outcome.DIFFERENT and {f.gate for f in result.findings} == {"twin"}
+        assert result.outcome is Outcome.DIFFERENT and "twin" in {f.gate for f in result.findings}
 
 
 class TestRightCandidates:
     @pytest.mark.parametrize("seed", range(20))
     def test_a_batch_norm_folded_in_float32(self, seed: int) -> None:
-        module = randomised(Folding(), seed)
-        assert isinstance(module, Folding)
-        with torch.no_grad():
-            reference, candidate = captured(module, 2, 2, 5, 5), captured(module.folded().eval(), 2, 2, 5, 5)
+        reference, candidate = with_weights(seed)
         known = collect_evidence(reference, seed=seed, cases=quick_cases(reference, seed)[1:3])
         assert not stores_the_same(reference, candidate)
         assert list(check_program(reference, candidate, known, with_stress=False)) == []
@@ -196,28 +206,28 @@ class TestRightCandidates:
         class Scaled(nn.Module):
             def __init__(self, *, stored: bool) -> None:
                 super().__init__()
-                self.register_buffer("scale", torch.tensor(0.1) if stored else None)
+                self.scale = nn.Parameter(torch.tensor(0.1)) if stored else 0.1
 
             def forward(self, x: Tensor) -> Tensor:
-                return torch.tanh(x * (0.1 if self.scale is None else self.scale))
+                return torch.tanh(x * self.scale)
 
-        reference, candidate = captured(Scaled(stored=False)), captured(Scaled(stored=True))
+        reference, candidate = captured(Scaled(stored=False).eval()), captured(Scaled(stored=True).eval())
         for seed in range(8):
             known = collect_evidence(reference, seed=seed, cases=quick_cases(reference, seed)[:1])
             assert list(check_program(reference, candidate, known, with_stress=False)) == []
 
     def test_names_of_tensors_do_not_count(self) -> None:
         def renamed(module: Network) -> None:
-            module.another = module.first  # type: ignore[assignment]  # the same layer under two names
+            module.another = module.first
 
         assert said(changed(renamed)) == []
 
 
 class TestStress:
     def test_a_clamp_that_only_stressed_weights_reach(self) -> None:
-        candidate = network(limit=300.0)
-        assert gates(candidate) == set() or True
-        assert gates(candidate, with_stress=True) >= {"ratio"}
+        candidate = network(limit=100.0)
+        assert gates(candidate) == set()
+        assert gates(candidate, with_stress=True) >= {"ratio", "twin"}
 
     def test_the_same_program_passes(self) -> None:
         found = said(network(), with_stress=True)
@@ -228,7 +238,7 @@ class TestStress:
 
     def test_other_tensors_are_not_stressed_and_that_is_said(self) -> None:
         def scaled(module: Network) -> None:
-            module.first.weight.mul_(1 + 2**-24)
+            module.first.weight.mul_(1 + 2**-22)
 
         assert said(changed(scaled), with_stress=True)[-1] == (
             "stressed weights: not run, the candidate stores other tensors than the original"
@@ -236,15 +246,15 @@ class TestStress:
 
 
 def test_a_candidate_without_a_float64_form_is_noted() -> None:
-    class Split(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.view(torch.int32).view(torch.float32) * 1.0
-
-    class Plain(nn.Module):
+    class Same(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x * 1.0
 
-    reference, candidate = captured(Plain()), captured(Split())
+    class Bits(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.view(torch.int32) + torch.zeros(8, dtype=torch.int32)).view(torch.float32)
+
+    reference, candidate = captured(Same().eval()), captured(Bits().eval())
     known = collect_evidence(reference, cases=quick_cases(reference, 0)[:1])
-    found = list(check_program(reference, candidate, known, with_stress=False))
-    assert found
+    (note,) = check_program(reference, candidate, known, with_stress=False)
+    assert isinstance(note, str) and "not compared in float64, the candidate does not run there" in note

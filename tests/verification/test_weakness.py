@@ -27,6 +27,11 @@ class TestFigures:
     def test_one_case_that_sees_well_is_enough(self) -> None:
         assert weak_outputs([figures(1.0), figures(1e-6), figures(math.inf)], FLOAT) == []
 
+    def test_ordinary_numbers_count_before_larger_ones(self) -> None:
+        given = [figures(1.0), figures(1e-6, regime="spikes")]
+        assert len(weak_outputs(given, FLOAT)) == 1
+        assert weak_outputs([figures(math.inf), figures(1e-6, regime="negative")], FLOAT) == []
+
     def test_the_best_case_and_its_power_are_named(self) -> None:
         (text,) = weak_outputs([figures(1.0), figures(2.5e-3, case="prime[b=3]")], FLOAT)
         assert "prime[b=3]" in text and "2.5e-03" in text and "1e-03" in text and "ill-conditioned" in text
@@ -59,7 +64,7 @@ class TestFigures:
 
     @pytest.mark.parametrize(
         ("dtype", "seen", "unseen"),
-        [(torch.float16, 0.04, 0.06), (torch.bfloat16, 0.25, 0.35), (torch.float64, 9e-4, 2e-3)],
+        [(torch.float16, 0.09, 0.11), (torch.bfloat16, 0.25, 0.35), (torch.float64, 9e-4, 2e-3)],
     )
     def test_each_format_has_a_limit_of_its_own(self, dtype: torch.dtype, seen: float, unseen: float) -> None:
         assert weak_outputs([figures(seen)], {"y": dtype}) == []
@@ -87,7 +92,7 @@ class TestVerdicts:
         lossy = program(lambda y: (y + 1e6) - 1e6)
         result = verify(lossy, lossy)
         assert result.outcome is Outcome.INCONCLUSIVE and not result and result.findings == ()
-        assert "ill-conditioned, weak evidence" in result.reason and result.power > 1e-3
+        assert "ill-conditioned, weak evidence" in result.reason
 
     def test_so_it_is_for_a_lowered_file(self) -> None:
         lossy = program(lambda y: (y + 1e6) - 1e6)
