@@ -158,7 +158,18 @@ class Renderer:
         shown = rows[:_MOST_ROWS]
         for output in dict.fromkeys(row.output for row in shown):
             lines = [line for row in shown if row.output == output for line in regime_rows(row)]
-            heads = [printable(output, _MOST_STEP), "max", "p99", "rms", "ulp", "SNR", "1-cos", "ratio", "ignored", "undecided"]
+            heads = [
+                printable(output, _MOST_STEP),
+                "max",
+                "p99",
+                "rms",
+                "ulp",
+                "SNR",
+                "1-cos",
+                "ratio",
+                "ignored",
+                "undecided",
+            ]
             kept = [at for at in range(len(heads)) if at < _ALWAYS or any(line[at] not in ("0", "") for line in lines)]
             self._table([heads[at] for at in kept], [[line[at] for at in kept] for line in lines], words=1, gap=1)
         self._line()

@@ -83,8 +83,10 @@ class Regions:
 
     def _bound(self, roots: set[fx.Node]) -> fx.Node | None:
         """The last root that is not free: it depends on another one, or its operator restricts its values."""
+        # Sizes and masks keep what the model computes, whatever an activation behind them is.
+        binding = roots & self._activations
         for node in sorted(roots, reverse=True):
-            if node.op != "placeholder" and (self._is_restricted(node) or _depends_on(node, roots - {node})):
+            if node.op != "placeholder" and (self._is_restricted(node) or _depends_on(node, binding - {node})):
                 return node
         return None
 
@@ -95,8 +97,14 @@ class Regions:
         if node not in self._activations:
             return not isinstance(value, Tensor)  # a tuple; a tensor keeps what the model computes
         if node.target in _SUMS:
-            return not all(n in self._activations for n in node.args[:2])
+            return not self._is_free_sum(node)
         return node.target not in _FREE_PRODUCERS
+
+    def _is_free_sum(self, node: fx.Node) -> bool:
+        """Of two activations, or of one and a stored tensor: a table of positions restricts nothing."""
+        sides = [side for side in node.args[:2] if isinstance(side, fx.Node)]
+        are_known = all(side in self._activations or is_parameter_only(side) for side in sides)
+        return len(sides) == 2 and are_known and any(side in self._activations for side in sides)
 
 
 def _activations(program: Program) -> set[fx.Node]:

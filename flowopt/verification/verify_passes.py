@@ -19,9 +19,10 @@ from flowopt.verification.evidence import Evidence, collect_evidence
 from flowopt.verification.layout_check import check_layouts
 from flowopt.verification.levels import Level
 from flowopt.verification.limits import SITE_LIMITS, Limits, site_limits
-from flowopt.verification.on_domain import EDGE, DomainCheck
+from flowopt.verification.on_domain import DomainCheck
 from flowopt.verification.precision import strict_float32
 from flowopt.verification.selected_cases import selected_cases
+from flowopt.verification.site_cases import site_cases
 from flowopt.verification.site_check import Twins, check_sites
 from flowopt.verification.sixteen_bit import sixteen_bit_findings
 from flowopt.verification.stress import STRESSED_CASES, stressed
@@ -180,7 +181,9 @@ class VerifyPasses:
             yield from domain.outside()
 
     def _at_sites(self, run: PassRun, rewritten: Rewritten, domain: DomainCheck | None) -> Iterator[Finding | str]:
-        cases = self._site_cases(self._natural_track().evidence if domain is None else domain.evidence)
+        cases = site_cases(
+            run.before, self._natural_track().evidence if domain is None else domain.evidence, self._level
+        )
         twins = Twins(rewritten.twin_before, rewritten.twin_after)
         if cases:
             yield from check_sites(run, twins, cases, self._seed, self._level)
@@ -247,17 +250,6 @@ class VerifyPasses:
         if found is None:
             return "stressed weights: not run, every factor leaves mostly infinities"
         return (*found, collect_evidence(found[0], seed=self._seed, cases=cases))
-
-    def _site_cases(self, evidence: Evidence) -> tuple[Case, ...]:
-        """The odd case where the model runs it, else the first that it runs; the edge of a domain beside it.
-
-        At level full some of other sizes too.
-        """
-        cases = [e.case for e in evidence.cases]
-        first = next((case for case in cases if case.name == "prime"), None) or next(iter(cases), None)
-        names = ("traced", "smallest", "special") if self._level == "full" else ()
-        others = (c for c in cases if c is not first and (c.name in names or c.name.startswith(EDGE)))
-        return (first, *others) if first is not None else ()
 
 
 def _identity(program: Program) -> str:
