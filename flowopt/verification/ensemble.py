@@ -11,6 +11,7 @@ from torch import Tensor
 
 COPIES = 3
 _DRAWS = 16
+_DRAWS_OF_ALL = 64
 _PART = 1 << 18
 _INTEGER_OF = {
     torch.float16: torch.int16,
@@ -60,9 +61,10 @@ def copies_for(value: Tensor) -> int:
     """How many copies tell the own error of a row: three, and more where a row is so short that it hardly scatters.
 
     Sixteen draws all below a quarter of their spread do not happen. Maps of four axes get enough by joining short
-    rows instead (see the gates).
+    rows instead (see the gates). A value of few elements altogether is judged by all of its draws, and gets more.
     """
     width = value.shape[-1] if value.dim() else 1
-    if value.dim() > 3 or width == 0:
+    if value.numel() == 0:
         return COPIES
-    return max(COPIES, -(-_DRAWS // width) - 1)
+    few = min(_DRAWS - 1, -(-_DRAWS_OF_ALL // value.numel()) - 1)
+    return max(COPIES, few, 0 if value.dim() > 3 else -(-_DRAWS // width) - 1)

@@ -9,11 +9,11 @@ from torch import Tensor
 from flowopt.ir.metadata import recorded_tensor
 from flowopt.ir.randomness import draws_random_numbers
 from flowopt.program.program import Program
-from flowopt.verification.cases import Case, quick_cases
-from flowopt.verification.decisions import decisions
+from flowopt.verification.decisions.decisions import decisions
+from flowopt.verification.decisions.margins import Margins, Turn, Watch
 from flowopt.verification.ensemble import copies_for
 from flowopt.verification.grouping import grouped
-from flowopt.verification.margins import Margins, Turn, Watch
+from flowopt.verification.inputs.cases import Case, quick_cases
 from flowopt.verification.running import Outputs, first_line, moved_case, moved_reader, run_cases
 
 # A value that moves by less than this many units of roundoff of its row, when a decision falls the other way, is not

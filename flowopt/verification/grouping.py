@@ -5,7 +5,7 @@ from typing import Final
 
 from flowopt.analysis.activation_bytes import activation_bytes
 from flowopt.program.program import Program
-from flowopt.verification.cases import Case
+from flowopt.verification.inputs.cases import Case
 
 # Activations of a group in float64: small cases share the reading of weights, large ones run alone.
 _GROUP_BYTES: Final = 256 << 20

@@ -8,8 +8,8 @@ from torch import Tensor, fx
 from flowopt.ir.evaluate import Feed, Value, evaluate_together
 from flowopt.ir.float64 import raised_tensor
 from flowopt.program.program import Program
-from flowopt.verification.cases import Case
 from flowopt.verification.ensemble import moved_by_one_ulp
+from flowopt.verification.inputs.cases import Case
 from flowopt.verification.parallel import in_parallel
 
 Outputs = dict[str, Tensor]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from flowopt.program.program import Program
-from flowopt.verification.cases import Case
 from flowopt.verification.grouping import grouped
+from flowopt.verification.inputs.cases import Case
 from flowopt.verification.running import run_cases
 
 # Deep networks without norms overflow under the full factor, and then nothing is left to compare.

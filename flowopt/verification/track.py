@@ -11,13 +11,13 @@ from flowopt.program.program import Program
 from flowopt.report.verdict import Figures, Finding
 from flowopt.rewrite.base import Exactness
 from flowopt.rewrite.driver import apply, replay
-from flowopt.verification.bits import compare_bits
+from flowopt.verification.classes.bits import compare_bits
 from flowopt.verification.evidence import CaseEvidence, Evidence
 from flowopt.verification.gates import compare
 from flowopt.verification.grouping import grouped
-from flowopt.verification.inner_values import reaches
 from flowopt.verification.limits import MODEL_LIMITS, Limits
 from flowopt.verification.running import Outputs, first_line, run_cases
+from flowopt.verification.sites.inner_values import reaches
 
 Judged = Figures | Finding | str
 

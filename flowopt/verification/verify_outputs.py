@@ -6,8 +6,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from flowopt.report.verdict import Figures, Finding, Outcome, Verdict
-from flowopt.verification.answers import Runner
-from flowopt.verification.behaviour import check_behaviour
+from flowopt.verification.behaviour.answers import Runner
+from flowopt.verification.behaviour.behaviour import check_behaviour
 from flowopt.verification.evidence import CaseEvidence, Evidence, OutputEvidence
 from flowopt.verification.gates import compare
 from flowopt.verification.levels import Level

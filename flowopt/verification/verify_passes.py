@@ -11,20 +11,20 @@ from flowopt.pipeline.instrument import PassRun
 from flowopt.program.program import Program
 from flowopt.report.verdict import Figures, Finding, Outcome, Verdict
 from flowopt.rewrite.base import Exactness
-from flowopt.verification.answers import ask, fresh
-from flowopt.verification.approximate import judged_approximation
-from flowopt.verification.case_budget import DEFAULT_BUDGET_TFLOP
-from flowopt.verification.cases import Case
+from flowopt.verification.behaviour.answers import ask, fresh
+from flowopt.verification.behaviour.layout_check import check_layouts
+from flowopt.verification.classes.approximate import judged_approximation
+from flowopt.verification.classes.on_domain import DomainCheck
 from flowopt.verification.evidence import Evidence, collect_evidence
-from flowopt.verification.layout_check import check_layouts
+from flowopt.verification.inputs.case_budget import DEFAULT_BUDGET_TFLOP
+from flowopt.verification.inputs.cases import Case
+from flowopt.verification.inputs.selected_cases import selected_cases
 from flowopt.verification.levels import Level
 from flowopt.verification.limits import SITE_LIMITS, Limits, site_limits
-from flowopt.verification.on_domain import DomainCheck
 from flowopt.verification.precision import strict_float32
-from flowopt.verification.selected_cases import selected_cases
-from flowopt.verification.site_cases import site_cases
-from flowopt.verification.site_check import Twins, check_sites
-from flowopt.verification.sixteen_bit import sixteen_bit_findings
+from flowopt.verification.sites.site_cases import site_cases
+from flowopt.verification.sites.site_check import Twins, check_sites
+from flowopt.verification.sites.sixteen_bit import sixteen_bit_findings
 from flowopt.verification.stress import STRESSED_CASES, stressed
 from flowopt.verification.track import Judged, Rewritten, Track
 from flowopt.verification.weakness import STRESSED, weak_outputs

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from flowopt.program.program import Program
 from flowopt.report.verdict import Figures, Finding
-from flowopt.verification.cases import Case
 from flowopt.verification.ensemble import COPIES, copies_for
 from flowopt.verification.evidence import CaseEvidence, Evidence, OutputEvidence, as_real, collect_evidence, distance
 from flowopt.verification.gates import TWIN_TOLERANCE, compare, row_max
 from flowopt.verification.grouping import grouped
+from flowopt.verification.inputs.cases import Case
 from flowopt.verification.limits import SITE_LIMITS, Limits, site_limits
 from flowopt.verification.masked_rows import MASKED_ROW
 from flowopt.verification.other_tensors import OtherTensors, moving_reader, other_tensors

@@ -20,7 +20,7 @@ from flowopt.report.verdict import Outcome, Verdict
 from flowopt.runtime.artifact import Artifact
 from flowopt.runtime.interface import interface_of
 from flowopt.runtime.onnx_session import CUDA_PROVIDER
-from flowopt.verification.case_budget import DEFAULT_BUDGET_TFLOP
+from flowopt.verification.inputs.case_budget import DEFAULT_BUDGET_TFLOP
 from flowopt.verification.levels import Level, require_level
 from flowopt.workflows.lower import LoweredRun, Progress, lower_and_verify
 from flowopt.workflows.pipelines import Pipeline

@@ -14,13 +14,13 @@ from flowopt.program.program import Program
 from flowopt.report.verdict import Figures, Finding, Outcome, Verdict
 from flowopt.runtime.artifact import Artifact
 from flowopt.runtime.trial import require_harmless
-from flowopt.verification.case_budget import DEFAULT_BUDGET_TFLOP
 from flowopt.verification.evidence import Evidence, collect_evidence
+from flowopt.verification.inputs.case_budget import DEFAULT_BUDGET_TFLOP
+from flowopt.verification.inputs.reproducer import save_reproducer, worst_case
+from flowopt.verification.inputs.selected_cases import selected_cases
+from flowopt.verification.inputs.user_data import user_cases
 from flowopt.verification.levels import Level, require_level
 from flowopt.verification.precision import strict_float32
-from flowopt.verification.reproducer import save_reproducer, worst_case
-from flowopt.verification.selected_cases import selected_cases
-from flowopt.verification.user_data import user_cases
 from flowopt.verification.verify_outputs import Runner, verify_outputs
 from flowopt.verification.verify_program import check_program
 

@@ -13,8 +13,8 @@ from flowopt.analysis.activation_bytes import activation_bytes
 from flowopt.ir.evaluate import Value, evaluate
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
-from flowopt.verification.cases import case_of
-from flowopt.verification.regimes import normal
+from flowopt.verification.inputs.cases import case_of
+from flowopt.verification.inputs.regimes import normal
 from tests.zoo.models import ZOO
 
 

@@ -14,8 +14,8 @@ from flowopt.analysis.concrete_shapes import ConcreteShapes
 from flowopt.analysis.flops import flops, node_flops
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
-from flowopt.verification.cases import case_of
-from flowopt.verification.regimes import normal
+from flowopt.verification.inputs.cases import case_of
+from flowopt.verification.inputs.regimes import normal
 from tests.zoo.models import ZOO
 
 aten = torch.ops.aten

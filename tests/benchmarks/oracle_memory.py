@@ -66,8 +66,8 @@ def measured_peak(mode: str, gibibytes: float) -> Peak:
 def main(mode: str, gibibytes: float) -> None:
     """Print one line of JSON."""
     import flowopt
-    from flowopt.verification.cases import quick_cases
     from flowopt.verification.evidence import collect_evidence
+    from flowopt.verification.inputs.cases import quick_cases
     from flowopt.verification.running import run_case
 
     # What a first run imports is code, whatever the model's size.

@@ -114,7 +114,7 @@ def main(name: str, level: str) -> None:
 
 
 def _first_case(program: Program):  # type: ignore[no-untyped-def]  # it only warms up
-    from flowopt.verification.cases import quick_cases
+    from flowopt.verification.inputs.cases import quick_cases
 
     return quick_cases(program, 0)[0]
 

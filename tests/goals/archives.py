@@ -105,8 +105,8 @@ def measured_memory(gibibytes: float) -> tuple[int, int]:
 
 
 def _inputs(program: flowopt.Program, sizes: dict[str, int]) -> dict[str, Tensor]:
-    from flowopt.verification.cases import case_of
-    from flowopt.verification.regimes import normal
+    from flowopt.verification.inputs.cases import case_of
+    from flowopt.verification.inputs.regimes import normal
 
     return case_of(program, "smallest", sizes, normal, seed=5).inputs
 

@@ -9,9 +9,9 @@ import flowopt
 from flowopt.lowering.targets import TARGETS
 from flowopt.program.program import Program
 from flowopt.report.report import Report
-from flowopt.verification.cases import case_of
 from flowopt.verification.evidence import collect_evidence
-from flowopt.verification.regimes import normal
+from flowopt.verification.inputs.cases import case_of
+from flowopt.verification.inputs.regimes import normal
 from flowopt.verification.verify_outputs import verify_outputs
 from tests.benchmarks.minilm_cost import measured_cost
 from tests.goals import help as help_time

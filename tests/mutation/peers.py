@@ -12,9 +12,9 @@ from torch._dynamo.utils import same
 
 from flowopt.ir.evaluate import RUN_ERRORS
 from flowopt.program.program import Program
-from flowopt.verification.case import Case
-from flowopt.verification.cases import case_of
-from flowopt.verification.regimes import normal
+from flowopt.verification.inputs.case import Case
+from flowopt.verification.inputs.cases import case_of
+from flowopt.verification.inputs.regimes import normal
 from flowopt.verification.running import run_case
 
 Outputs = Mapping[str, Tensor]

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
-from flowopt.verification.battery import full_cases
-from flowopt.verification.case import Case
+from flowopt.verification.inputs.battery import full_cases
+from flowopt.verification.inputs.case import Case
 
 SPECIAL = ("nan", "infinity", "negative-infinity", "spikes")
 

@@ -2,7 +2,7 @@ import pytest
 
 from flowopt.program.program import Program
 from flowopt.verification import verify_passes
-from flowopt.verification.cases import Case, quick_cases
+from flowopt.verification.inputs.cases import Case, quick_cases
 from flowopt.verification.levels import Level
 
 

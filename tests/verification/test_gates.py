@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowopt.verification.bits import compare_bits
+from flowopt.verification.classes.bits import compare_bits
 from flowopt.verification.evidence import OutputEvidence, scattered
 from flowopt.verification.gates import TWIN_TOLERANCE, Comparison, compare
 from flowopt.verification.limits import MODEL_LIMITS, SITE_LIMITS

@@ -6,8 +6,8 @@ from flowopt.analysis.activation_bytes import activation_bytes
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.verification import grouping
-from flowopt.verification.cases import Case
 from flowopt.verification.grouping import grouped
+from flowopt.verification.inputs.cases import Case
 
 
 class Doubling(nn.Module):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
-from flowopt.verification.cases import quick_cases
 from flowopt.verification.evidence import collect_evidence
+from flowopt.verification.inputs.cases import quick_cases
 from flowopt.verification.running import run_case
 from tests.zoo.models import randomise
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
-from flowopt.verification.cases import quick_cases
+from flowopt.verification.inputs.cases import quick_cases
 from flowopt.verification.stress import STRESSED_CASES, stressed, stressed_tensors
 from tests.program.models import Counter
 from tests.zoo.models import randomise

@@ -116,7 +116,8 @@ class TestStressedWeights:
         _, _, anchor, wrong, _ = FAMILIES[family]
         program = program_of(family, seed=3)
         (quick,) = judged_at("quick", program, substitute(anchor, wrong))
-        assert quick.outcome == "kept"
+        # Of the three, a site shows the variance alone: rows far from zero come out of the sum with a table.
+        assert quick.outcome == ("reverted" if family == "variance" else "kept")
         (full,) = judged_at("full", program, substitute(anchor, wrong))
         assert full.outcome == "reverted"
         stressed = [f for f in verdict_of(full).findings if f.case.startswith("stressed x30 ")]

@@ -14,8 +14,8 @@ from flowopt.report.passes import PassRecord
 from flowopt.report.verdict import Outcome, Verdict
 from flowopt.rewrite import Edit, Exactness, RewritePass, Site
 from flowopt.verification import verify_passes
-from flowopt.verification.cases import Case
 from flowopt.verification.evidence import Evidence, collect_evidence
+from flowopt.verification.inputs.cases import Case
 from flowopt.verification.levels import LEVELS, Level
 from flowopt.verification.verify_passes import VerifyPasses
 from tests.verification.substitute import aten, captured, substitute

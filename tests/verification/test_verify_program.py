@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.report.verdict import Figures, Finding, Outcome
-from flowopt.verification.cases import quick_cases
 from flowopt.verification.evidence import Evidence, collect_evidence
+from flowopt.verification.inputs.cases import quick_cases
 from flowopt.verification.verify_program import check_program, stores_the_same
 from flowopt.workflows.verify import verify
 

@@ -8,7 +8,7 @@ from flowopt.ir.fingerprint import fingerprint
 from flowopt.ir.metadata import recorded_tensor
 from flowopt.pipeline.runner import run_passes
 from flowopt.rewrite.driver import apply
-from flowopt.verification.cases import quick_cases
+from flowopt.verification.inputs.cases import quick_cases
 from flowopt.verification.running import run_case
 from flowopt.verification.verify_passes import VerifyPasses
 from tests.mutation.right.kind import at_node

@@ -1,0 +1,1 @@
+"""How a candidate behaves beyond its numbers: repeated calls, memory, layouts, threads, batches."""

@@ -1,0 +1,1 @@
+"""What the exactness that a pass declares asks for beyond the gates of EXACT."""

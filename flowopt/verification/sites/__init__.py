@@ -1,0 +1,1 @@
+"""Every rewrite alone, at its own boundary."""
