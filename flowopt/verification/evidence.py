@@ -10,6 +10,7 @@ from flowopt.ir.metadata import recorded_tensor
 from flowopt.ir.randomness import draws_random_numbers
 from flowopt.program.program import Program
 from flowopt.verification.decisions.decisions import decisions
+from flowopt.verification.decisions.exact_inputs import exact_inputs
 from flowopt.verification.decisions.margins import Margins, Turn, Watch
 from flowopt.verification.ensemble import copies_for
 from flowopt.verification.grouping import grouped
@@ -34,12 +35,15 @@ class OutputEvidence:
             where the oracle or the original is not finite. None for integers and booleans.
         undecided: where a decision that rounding may turn either way changes the element, and for integers and
             booleans also where the oracle or the ensemble decides otherwise than the original; None: nowhere.
+        reach: how far such a decision moves the oracle, per element; zero where none does, and infinite where the
+            other way is not finite. None for integers and booleans, and where nothing is undecided.
     """
 
     oracle: Tensor
     original: Tensor
     own_error: Tensor | None
     undecided: Tensor | None = None
+    reach: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,7 @@ class _Group:
         self._program, self._seed = program, seed
         self._decisions = decisions(program)
         self._compared = {str(n.target) for one in self._decisions for n in one.deciding if n.op == "get_attr"}
+        self._kept_inputs = exact_inputs(self._decisions)
         self._known = [_Known(case, Margins(program, self._decisions)) for case in cases]
 
     def evidence(self) -> Iterator[CaseEvidence | str]:
@@ -136,7 +141,7 @@ class _Group:
         watches = [Watch(self._decisions) for _ in running]
         found = run_cases(
             self._program,
-            [_moved(known.case, copy, self._seed) for known in running],
+            [_moved(known.case, copy, self._seed, self._kept_inputs) for known in running],
             read=self._moved_reader(copy),
             observe=[watch.observe for watch in watches],
         )
@@ -211,9 +216,10 @@ class _Known:
         return CaseEvidence(self.case, self._outputs)
 
 
-def _moved(case: Case, copy: int, seed: int) -> Case:
+def _moved(case: Case, copy: int, seed: int, kept: frozenset[str]) -> Case:
     moved = moved_case(case, copy, seed)
-    return replace(moved, inputs={name: _exact_kept(case.inputs[name], value) for name, value in moved.inputs.items()})
+    inputs = {n: case.inputs[n] if n in kept else _exact_kept(case.inputs[n], t) for n, t in moved.inputs.items()}
+    return replace(moved, inputs=inputs)
 
 
 def _exact_kept(value: Tensor, moved: Tensor) -> Tensor:
@@ -262,7 +268,9 @@ def _unsettled(known: OutputEvidence, other: Tensor) -> OutputEvidence:
     roundoff = torch.finfo(known.original.dtype).eps / 2
     moved = distance(oracle, as_real(other), oracle) > _UNMOVED * roundoff * scale
     moved |= torch.isfinite(oracle) != torch.isfinite(as_real(other))
-    return OutputEvidence(known.oracle, known.original, torch.where(moved, 0.0, known.own_error), moved)
+    same = torch.isfinite(oracle) == torch.isfinite(as_real(other))
+    reach = torch.where(moved, torch.where(same, distance(oracle, as_real(other), oracle), torch.inf), 0.0)
+    return OutputEvidence(known.oracle, known.original, torch.where(moved, 0.0, known.own_error), moved, reach)
 
 
 def as_real(value: Tensor) -> Tensor:

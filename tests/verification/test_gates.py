@@ -151,13 +151,13 @@ class TestRatio:
         joined = OutputEvidence(oracle.unsqueeze(-1), oracle.float().unsqueeze(-1), own.unsqueeze(-1))
         assert judged(candidate.unsqueeze(-1), joined).findings == ()
 
-    def test_sites_allow_twice_as_much(self) -> None:
+    def test_sites_allow_three_times_as_much(self) -> None:
         known = evidence(own=1e-3)
         candidate = known.original.clone()
         candidate[0, 1] += 6e-3
         assert gates_of(compare("y", "c", known, candidate, None, limits=MODEL_LIMITS)) == ["ratio"]
         assert compare("y", "c", known, candidate, None, limits=SITE_LIMITS).findings == ()
-        candidate[0, 1] += 3e-3
+        candidate[0, 1] += 7e-3
         assert gates_of(compare("y", "c", known, candidate, None, limits=SITE_LIMITS)) == ["ratio"]
 
     def test_zero_rows_must_stay_zero(self) -> None:

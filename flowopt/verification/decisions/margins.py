@@ -10,6 +10,7 @@ from flowopt.ir.evaluate import Value
 from flowopt.ir.float64 import raised_tensor
 from flowopt.program.program import Program
 from flowopt.verification.decisions.decisions import Decision, flipped
+from flowopt.verification.decisions.exact_inputs import exact_input
 from flowopt.verification.decisions.flips import ROUNDINGS, Seen
 from flowopt.verification.limits import MODEL_LIMITS
 
@@ -95,6 +96,8 @@ class Margins:
             return Seen(number, torch.zeros_like(number))
         if not isinstance(oracle, Tensor) or error is None:
             return None
+        if exact_input(node) is not None:
+            return Seen(oracle.to(torch.float64), torch.zeros_like(oracle, dtype=torch.float64))
         row = error.amax(-1, keepdim=True) if error.dim() and error.numel() else error
         oracle = oracle.to(torch.float64)
         is_exact = (error == 0) if node.name in self._moving else (row == 0) | (oracle == 0)

@@ -24,13 +24,14 @@ from flowopt.rewrite.edit import Claim
 from flowopt.verification.classes.bits import compare_bits
 from flowopt.verification.ensemble import copies_for, moved_by_one_ulp
 from flowopt.verification.evidence import OutputEvidence, scattered
-from flowopt.verification.gates import compare
+from flowopt.verification.gates import compare, with_pooled_rows
 from flowopt.verification.inputs.cases import Case
 from flowopt.verification.levels import Level
 from flowopt.verification.limits import site_limits
 from flowopt.verification.running import first_line, moved_reader, raised_reader
 from flowopt.verification.sites.region import Region, Regions
 from flowopt.verification.sites.site_regimes import (
+    ALIKE_ROWS,
     INFINITIES,
     MODEL_VALUES,
     OTHER_SIZES,
@@ -125,12 +126,13 @@ class _Check:
         result = compare(
             anchor,
             name,
-            evidence,
+            with_pooled_rows(evidence) if name in ALIKE_ROWS else evidence,
             candidate,
             twin,
             twin_oracle=twin_oracle,
             limits=site_limits(evidence.original.dtype),
             detailed=False,
+            skip_weak_rows=True,
         )
         findings = list(result.findings)
         if name in INFINITIES:

@@ -23,6 +23,9 @@ _SIXTEEN_BIT: Final = ("huge", "offset-noise")
 # A score of -Inf is nothing to one kernel of attention and NaN to another: of infinities, only what they must not
 # become is judged.
 INFINITIES: Final = ("infinity", "negative-infinity")
+ALIKE_ROWS: Final = ("large", "huge", "offset-noise")
+"""Numbers so large that a softmax flips, of one kind in all rows."""
+
 _FULL: Final = (
     "negative",
     "nan",
