@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowopt.report.verdict import Figures, Finding
 from flowopt.verification.evidence import OutputEvidence, as_real
-from flowopt.verification.limits import MODEL_LIMITS, Limits, weak_power
+from flowopt.verification.limits import MODEL_LIMITS, Limits
 from flowopt.verification.metrics import measured
 
 TWIN_TOLERANCE = 1e-9  # of the row's scale: float64 rounding of deep models stays below, a wrong rewrite does not
@@ -17,6 +17,7 @@ _TINY = 1e-300
 _SMALLEST_ROW = 32
 _FEW_ELEMENTS = 64
 _REACH = 4.0
+_SATURATED = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def compare(
 
 
 def _without_weak_rows(evidence: OutputEvidence) -> OutputEvidence:
-    """Rows whose own error is above the weakest power become undecided.
+    """Rows in which the original itself is off by half of the row's scale become undecided.
 
     They amplify rounding without bound, and not in proportion: a softmax between huge scores flips now and then, and
     a constant row behind a tiny epsilon is noise in float32 and nearly zero in float64.
@@ -83,7 +84,7 @@ def _without_weak_rows(evidence: OutputEvidence) -> OutputEvidence:
     if not own.numel():
         return evidence
     size = torch.where(torch.isfinite(evidence.oracle), evidence.oracle.abs(), 0.0)
-    weak = row_max(own) > weak_power(evidence.original.dtype) * row_max(size)
+    weak = row_max(own) > _SATURATED * row_max(size)
     mask = weak.unsqueeze(-1).expand(_rows(own).shape).reshape(own.shape)
     undecided = mask if evidence.undecided is None else mask | evidence.undecided
     return replace(evidence, own_error=torch.where(mask, 0.0, own), undecided=undecided)

@@ -23,6 +23,9 @@ _SIXTEEN_BIT: Final = ("huge", "offset-noise")
 # A score of -Inf is nothing to one kernel of attention and NaN to another: of infinities, only what they must not
 # become is judged.
 INFINITIES: Final = ("infinity", "negative-infinity")
+OFFSET_UNIT: Final = "offset-unit"
+"""Ordinary differences between large numbers: the original keeps most of their digits, a variance in one pass none."""
+
 ALIKE_ROWS: Final = ("large", "huge", "offset-noise")
 """Numbers so large that a softmax flips, of one kind in all rows."""
 
@@ -34,6 +37,7 @@ _FULL: Final = (
     "wide-rows",
     "constant-rows",
     "offset-noise",
+    OFFSET_UNIT,
     "halves",
     "zeros",
     SIGNED_ZEROS,
@@ -57,6 +61,11 @@ def site_regimes(level: Level, dtypes: set[torch.dtype]) -> tuple[str, ...]:
 
 def site_values(name: str, shape: tuple[int, ...], generator: Generator, dtype: torch.dtype) -> Tensor:
     """Numbers of a regime in the dtype of a boundary tensor."""
+    if name == OFFSET_UNIT:
+        limits = torch.finfo(dtype)
+        offset = min(1e4, limits.max / 32)
+        noise = max(1.0, 8 * limits.eps * offset)
+        return (offset + noise * torch.randn(shape, generator=generator)).to(dtype)
     if name != "mixed-rows":
         return regimes.fitted(name, shape, generator, dtype)
     made = regimes.mixed_rows(shape, generator)

@@ -200,7 +200,7 @@ KINDS: Final[tuple[Kind, ...]] = (
     borrowed("fold-norm-affine", FoldNormAffine(), keeps_16_bits=True),
     built("layer-norm-by-steps", (_LAYER_NORM,), _layer_norm_by_steps, _covers_one_axis),
     built("layer-norm-by-variance", (_LAYER_NORM,), _layer_norm_by_variance, _covers_one_axis),
-    built("norm-affine-apart", (_LAYER_NORM, _RMS_NORM), _affine_apart, _covers_one_axis, keeps_16_bits=True),
+    built("norm-affine-apart", (_LAYER_NORM, _RMS_NORM), _affine_apart, _covers_one_axis),
     built("layer-norm-centred-first", (_LAYER_NORM,), _centred_first, _covers_one_axis),
     built("layer-norm-centred-by-matrix", (_LAYER_NORM,), _centred_by_matrix, _covers_one_axis),
     built("layer-norm-after-centred-layer", (_LAYER_NORM,), _centred_layer, _follows_a_layer, keeps_16_bits=True),
