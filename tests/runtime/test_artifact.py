@@ -74,9 +74,9 @@ def test_wrong_inputs_are_told_what_the_model_takes(one: Built) -> None:
 def test_the_recorded_level_is_used(one: Built, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def recording(path: Path, *, level: Any, providers: Any) -> OnnxRunner:
+    def recording(path: Path, *, level: Any, **options: Any) -> OnnxRunner:
         asked.append(level)
-        return open_session(path, level=level, providers=providers)
+        return open_session(path, level=level, **options)
 
     monkeypatch.setattr(artifact_module, "open_session", recording)
     edit_report(copy, runtime={"level": "disabled"})
