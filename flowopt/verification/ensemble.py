@@ -57,14 +57,14 @@ def _steps(count: int, generator: torch.Generator) -> Tensor:
     return (pairs == 3).to(torch.int8) - (pairs == 0).to(torch.int8)
 
 
-def copies_for(value: Tensor) -> int:
+def copies_for(value: Tensor, *, at_site: bool = False) -> int:
     """How many copies tell the own error of a row: three, and more where a row is so short that it hardly scatters.
 
     Sixteen draws all below a quarter of their spread do not happen. Maps of four axes get enough by joining short
-    rows instead (see the gates). A value of few elements altogether is judged by all of its draws, and gets more.
+    rows instead (see the gates). At a site, where they cost little, a value of few elements altogether gets more.
     """
     width = value.shape[-1] if value.dim() else 1
     if value.numel() == 0:
         return COPIES
-    few = min(_DRAWS - 1, -(-_DRAWS_OF_ALL // value.numel()) - 1)
+    few = min(_DRAWS - 1, -(-_DRAWS_OF_ALL // value.numel()) - 1) if at_site else 0
     return max(COPIES, few, 0 if value.dim() > 3 else -(-_DRAWS // width) - 1)

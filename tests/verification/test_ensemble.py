@@ -91,9 +91,14 @@ def test_the_tensor_itself_is_not_written() -> None:
         ((5, 1), 15),
         ((5, 7, 2), 7),
         ((), 15),
-        ((2, 3, 1, 1), 10),  # six elements in all
+        ((2, 3, 1, 1), COPIES),
         ((5, 0), COPIES),
     ],
 )
 def test_short_rows_get_more_copies(shape: tuple[int, ...], copies: int) -> None:
     assert copies_for(torch.zeros(shape)) == copies
+
+
+def test_at_a_site_a_value_of_few_elements_gets_more_copies() -> None:
+    assert copies_for(torch.zeros(2, 3, 1, 1), at_site=True) == 10
+    assert copies_for(torch.zeros(5, 64), at_site=True) == COPIES

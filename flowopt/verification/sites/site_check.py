@@ -179,7 +179,7 @@ class _Check:
             self._old_values(
                 region, nodes, moved_reader(before, copy, self.seed), self._moved(roots, copy), raised=False
             )
-            for copy in range(copies_for(original[region.old.name]))
+            for copy in range(copies_for(original[region.old.name], at_site=True))
         )
         old = region.old.name
         evidence = scattered(oracle[old], original[old], (m[old] for m in moved))
