@@ -1,12 +1,13 @@
 """Parameter-only subgraphs: found, and evaluated."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
 
 from flowopt.errors import InternalError
-from flowopt.ir.evaluate import Value
+from flowopt.ir.evaluate import RUN_ERRORS, Value
 from flowopt.ir.float64 import float64_by_default, raised_arguments
 from flowopt.ir.randomness import draws_random_numbers
 
@@ -50,6 +51,50 @@ def node_values(
     Raises:
         InternalError: the walk reaches an input that is not given.
     """
+    (found,) = node_values_together(nodes, read, [given], raised=raised)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def node_values_together(
+    nodes: Iterable[fx.Node], read: Callable[[str], Tensor], givens: Sequence[Mapping[fx.Node, Value]], *, raised: bool
+) -> list[dict[fx.Node, Value] | Exception]:
+    """As ``node_values``, for several sets of given values: what depends on stored tensors alone is computed once.
+
+    Args:
+        nodes: what to compute.
+        read: the tensor of a name, raised already where ``raised`` is set.
+        givens: each holds values of the same nodes.
+        raised: evaluate in float64, operator arguments included.
+
+    Returns:
+        For every set the values, or what an operator raised for it (one of ``RUN_ERRORS``); the others go on.
+
+    Raises:
+        InternalError: the walk reaches an input that is not given.
+    """
+    # Nodes sort by their place in the graph.
+    needed = sorted(needed_nodes(nodes, givens[0] if givens else {}))
+    constant: dict[fx.Node, Value] = {}
+    walks: list[dict[fx.Node, Value] | Exception] = [dict(given) for given in givens]
+    with torch.no_grad(), float64_by_default(raised):
+        for current in needed:
+            is_constant = current.op != "placeholder" and all(n in constant for n in current.all_input_nodes)
+            if is_constant and not draws_random_numbers(current):
+                try:
+                    constant[current] = _computed(current, read, constant, raised)
+                except RUN_ERRORS as error:
+                    return [error for _ in walks]
+                continue
+            for at, walk in enumerate(walks):
+                if isinstance(walk, dict):
+                    walks[at] = _stepped(current, read, walk, constant, raised)
+    return [{**constant, **walk} if isinstance(walk, dict) else walk for walk in walks]
+
+
+def needed_nodes(nodes: Iterable[fx.Node], given: Container[fx.Node]) -> set[fx.Node]:
+    """Some nodes and all that they are computed from; the walk back stops at given ones, which are not among them."""
     needed: set[fx.Node] = set()
     pending = list(nodes)
     while pending:
@@ -57,12 +102,21 @@ def node_values(
         if current not in needed and current not in given:
             needed.add(current)
             pending.extend(current.all_input_nodes)
-    values: dict[fx.Node, Value] = dict(given)
-    with torch.no_grad(), float64_by_default(raised):
-        # Nodes sort by their place in the graph.
-        for current in sorted(needed):
-            values[current] = _computed(current, read, values, raised)
-    return values
+    return needed
+
+
+def _stepped(
+    node: fx.Node,
+    read: Callable[[str], Tensor],
+    walk: dict[fx.Node, Value],
+    constant: Mapping[fx.Node, Value],
+    raised: bool,
+) -> dict[fx.Node, Value] | Exception:
+    try:
+        walk[node] = _computed(node, read, ChainMap(walk, constant), raised)  # type: ignore[arg-type]  # only read
+    except RUN_ERRORS as error:
+        return error
+    return walk
 
 
 def _computed(node: fx.Node, read: Callable[[str], Tensor], values: Mapping[fx.Node, Value], raised: bool) -> Value:

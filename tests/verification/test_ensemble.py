@@ -39,6 +39,12 @@ def test_a_quarter_goes_down_half_stays_and_a_quarter_goes_up() -> None:
     assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.015)
 
 
+def test_one_of_the_first_three_copies_moves_any_element() -> None:
+    before = values(torch.float32)
+    stays = [moved_by_one_ulp("w", before, copy, 0) == before for copy in range(COPIES)]
+    assert not bool(torch.stack(stays).all(0).any())
+
+
 def test_name_copy_and_seed_decide_and_nothing_else_does() -> None:
     before = values(torch.float32)
     first = moved_by_one_ulp("w", before, 0, 0)

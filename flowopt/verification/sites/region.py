@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, fx
 
 from flowopt.analysis.input_roles import Kind, input_role
-from flowopt.ir.constants import is_parameter_only
+from flowopt.ir.constants import is_parameter_only, needed_nodes
 from flowopt.ir.metadata import recorded_tensor
 from flowopt.program.program import Program
 
 _aten = torch.ops.aten
+_ATTENTION = _aten.scaled_dot_product_attention.default
 # What these compute can be any tensor of its shape, for some weights.
 _FREE_PRODUCERS = {
     _aten.linear.default,
@@ -37,7 +38,7 @@ _FREE_PRODUCERS = {
     _aten.conv_transpose3d.input,
     _aten.convolution.default,
     _aten.embedding.default,
-    _aten.scaled_dot_product_attention.default,
+    _ATTENTION,
 }
 _SUMS = {_aten.add.Tensor, _aten.sub.Tensor}
 
@@ -57,6 +58,11 @@ class Region:
     shared: frozenset[str]
     roots: tuple[fx.Node, ...]
     free: frozenset[fx.Node]
+
+    @property
+    def holds_attention(self) -> bool:
+        """True when a kernel of attention computes the replaced value."""
+        return any(n.target is _ATTENTION for n in needed_nodes([self.old], set(self.roots)))
 
 
 class Regions:

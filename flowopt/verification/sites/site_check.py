@@ -4,16 +4,15 @@ A whole model hides much: a ReLU behind the site, a softmax that saturates. At t
 a claim get the same tensors at the roots of its region.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 import torch
 from torch import Tensor, fx
 
-from flowopt.ir.constants import node_values
+from flowopt.ir.constants import node_values_together
 from flowopt.ir.evaluate import RUN_ERRORS, Value, evaluate
-from flowopt.ir.float64 import raised_tensor
 from flowopt.ir.metadata import recorded_tensor
 from flowopt.pipeline.instrument import PassRun
 from flowopt.program.program import Program
@@ -22,25 +21,27 @@ from flowopt.rewrite.base import Exactness
 from flowopt.rewrite.driver import Application
 from flowopt.rewrite.edit import Claim
 from flowopt.verification.classes.bits import compare_bits
-from flowopt.verification.ensemble import copies_for, moved_by_one_ulp
-from flowopt.verification.evidence import OutputEvidence, scattered
 from flowopt.verification.gates import compare, with_pooled_rows
 from flowopt.verification.inputs.cases import Case
 from flowopt.verification.levels import Level
 from flowopt.verification.limits import site_limits
-from flowopt.verification.running import first_line, moved_reader, raised_reader
+from flowopt.verification.running import first_line
+from flowopt.verification.sites.old_side import OldSide, Original, Values
+from flowopt.verification.sites.pattern import pattern_of
 from flowopt.verification.sites.region import Region, Regions
 from flowopt.verification.sites.site_regimes import (
     ALIKE_ROWS,
+    AT_FIRST_ALIKE,
     INFINITIES,
     MODEL_VALUES,
+    NAN,
     OTHER_SIZES,
     SIGNED_ZEROS,
     site_regimes,
     site_values,
 )
 
-Values = Mapping[str, Value]
+_TOGETHER: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,16 @@ def check_sites(run: PassRun, twins: Twins, cases: Sequence[Case], seed: int, le
     elif run.rewrite_pass.exactness is Exactness.BITWISE:
         first = tuple(dict.fromkeys((*first, SIGNED_ZEROS)))
     checks = [_Check(run, twins, case, seed, first if at == 0 else others) for at, case in enumerate(cases)]
-    for anchor, claim in whole_claims(run.application, checks[0].sides[1]):
-        for check in checks:
-            yield from check.claim(anchor, claim)
+    seen: set[str] = set()
+    for anchor, claim in whole_claims(run.application, checks[0].after):
+        if claim.old not in checks[0].before:
+            continue  # made by this pass: a step on the way of another claim
+        regions = [check.region(claim) for check in checks]
+        pattern = pattern_of(regions[0], checks[0].after[claim.new])
+        left_out = AT_FIRST_ALIKE if level == "quick" and pattern in seen else ()
+        seen.add(pattern)
+        for check, region in zip(checks, regions, strict=True):
+            yield from check.claim(anchor, claim, region, left_out)
 
 
 def whole_claims(application: Application, after: Mapping[str, fx.Node]) -> Iterator[tuple[str, Claim]]:
@@ -94,49 +102,61 @@ class _Check:
 
     def __init__(self, run: PassRun, twins: Twins, case: Case, seed: int, kinds: Sequence[str]) -> None:
         self.run, self.twins, self.case, self.seed, self._kinds = run, twins, case, seed, kinds
-        programs = (run.before, run.after, twins.before, twins.after)
-        self.sides: tuple[dict[str, fx.Node], ...] = tuple({n.name: n for n in p.graph.nodes} for p in programs)
+        self.after, self._twin_after = ({n.name: n for n in p.graph.nodes} for p in (run.after, twins.after))
         self._regions = Regions(run.before)
+        self.before = self._regions.nodes
+        self._old_side = OldSide(run.before, twins.before, seed)
         self._kept: dict[str, Tensor] | None = None
 
-    def claim(self, anchor: str, claim: Claim) -> Iterator[Finding | str]:
-        """Findings of one claim, or the note why there can be none."""
-        if claim.old not in self._regions.nodes:
-            return  # made by this pass: a step on the way of another claim
-        region = self._regions.of(claim.old, self.sides[1][claim.new])
-        for name in self._kinds:
-            try:
-                roots = self._root_values(region, name)
-                evidence, shared = self._original(region, roots)
-                twin_oracle, twin_shared = self._twin_original(region, roots)
-            except RUN_ERRORS as error:
-                yield f"site {anchor}: not checked alone: {first_line(error)}"
-                return
-            try:
-                candidate = self._new_value(claim, shared, raised=False)
-                twin = self._new_value(claim, twin_shared, raised=True)
-            except RUN_ERRORS as error:
-                yield Finding("site", anchor, name, f"structure: it does not run: {first_line(error)}")
-                return
-            yield from self._compared(anchor, name, evidence, candidate, twin, twin_oracle)
+    def region(self, claim: Claim) -> Region:
+        """The region of a claim."""
+        return self._regions.of(claim.old, self.after[claim.new])
+
+    def claim(self, anchor: str, claim: Claim, region: Region, left_out: Container[str]) -> Iterator[Finding | str]:
+        """Findings of one claim in all regimes but those left out, or the note why there can be none."""
+        kinds = [kind for kind in self._kinds if kind not in left_out]
+        for start in range(0, len(kinds), _TOGETHER):
+            yield from self._at_regimes(anchor, claim, region, kinds[start : start + _TOGETHER])
+
+    def _at_regimes(self, anchor: str, claim: Claim, region: Region, names: Sequence[str]) -> Iterator[Finding | str]:
+        """Regimes whose values are computed together, so that stored tensors are raised or moved once for all."""
+        try:
+            roots = [self._root_values(region, name) for name in names]
+            originals = self._old_side.known(region, roots)
+        except RUN_ERRORS as error:
+            yield f"site {anchor}: not checked alone: {first_line(error)}"
+            return
+        candidates = self._new_values(claim, region, [one.values for one in originals], raised=False)
+        raised = self._new_values(claim, region, [one.twin for one in originals], raised=True)
+        for at, name in enumerate(names):
+            candidate, twin = candidates[at], raised[at]
+            for value in (candidate, twin):
+                if isinstance(value, Exception):
+                    message = f"structure: it does not run: {first_line(value)}"
+                    yield Finding("site", anchor, name, message)
+                    return
+            assert isinstance(candidate, Tensor) and isinstance(twin, Tensor)
+            yield from self._compared(anchor, name, region, originals[at], candidate, twin)
 
     def _compared(
-        self, anchor: str, name: str, evidence: OutputEvidence, candidate: Tensor, twin: Tensor, twin_oracle: Tensor
+        self, anchor: str, name: str, region: Region, known: Original, candidate: Tensor, twin: Tensor
     ) -> Iterator[Finding]:
+        evidence = with_pooled_rows(known.evidence) if name in ALIKE_ROWS else known.evidence
         result = compare(
             anchor,
             name,
-            with_pooled_rows(evidence) if name in ALIKE_ROWS else evidence,
+            evidence,
             candidate,
             twin,
-            twin_oracle=twin_oracle,
+            twin_oracle=known.twin[region.old.name],
             limits=site_limits(evidence.original.dtype),
             detailed=False,
             skip_weak_rows=True,
         )
         findings = list(result.findings)
-        if name in INFINITIES:
+        if name in INFINITIES or (name == NAN and region.holds_attention):
             findings = [f for f in findings if "swallowed" in f.message]
+        if name in INFINITIES:
             findings += _negated(anchor, name, evidence.original, candidate)
         if self.run.rewrite_pass.exactness is Exactness.BITWISE:
             findings += compare_bits(anchor, name, evidence.original, candidate)
@@ -170,52 +190,14 @@ class _Check:
             self._kept = kept
         return self._kept
 
-    def _original(self, region: Region, roots: Values) -> tuple[OutputEvidence, dict[str, Value]]:
-        """The old side with its oracle and ensemble, and the values that the new side reads."""
-        before, nodes = self.run.before, self._regions.nodes
-        original = self._old_values(region, nodes, before.read, roots, raised=False)
-        oracle = self._old_values(region, nodes, raised_reader(before), _raised(roots), raised=True)
-        moved = (
-            self._old_values(
-                region, nodes, moved_reader(before, copy, self.seed), self._moved(roots, copy), raised=False
-            )
-            for copy in range(copies_for(original[region.old.name], at_site=True))
-        )
-        old = region.old.name
-        evidence = scattered(oracle[old], original[old], (m[old] for m in moved))
-        return evidence, {name: original[name] for name in region.shared}
-
-    def _twin_original(self, region: Region, roots: Values) -> tuple[Tensor, dict[str, Value]]:
-        # Folds of earlier passes are rounded in the program but not in its twin.
-        twin = self.twins.before
-        values = self._old_values(region, self.sides[2], twin.read, _raised(roots), raised=True)
-        return values[region.old.name], {name: values[name] for name in region.shared}
-
-    def _old_values(
-        self,
-        region: Region,
-        nodes: Mapping[str, fx.Node],
-        read: Callable[[str], Tensor],
-        roots: Values,
-        *,
-        raised: bool,
-    ) -> dict[str, Value]:
-        wanted = [nodes[name] for name in (region.old.name, *region.shared)]
-        values = node_values(wanted, read, {nodes[name]: value for name, value in roots.items()}, raised=raised)
-        return {node.name: values[node] for node in wanted}
-
-    def _new_value(self, claim: Claim, shared: Values, *, raised: bool) -> Tensor:
-        nodes, program = (self.sides[3], self.twins.after) if raised else (self.sides[1], self.run.after)
+    def _new_values(
+        self, claim: Claim, region: Region, known: Sequence[Values], *, raised: bool
+    ) -> list[Tensor | Exception]:
+        nodes, program = (self._twin_after, self.twins.after) if raised else (self.after, self.run.after)
         new = nodes[claim.new]
-        given = {nodes[name]: value for name, value in shared.items()}
-        result: Tensor = node_values((new,), program.read, given, raised=raised)[new]
-        return result
-
-    def _moved(self, roots: Values, copy: int) -> dict[str, Value]:
-        return {
-            name: moved_by_one_ulp(name, value, copy, self.seed) if isinstance(value, Tensor) else value
-            for name, value in roots.items()
-        }
+        givens = [{nodes[name]: one[name] for name in region.shared} for one in known]
+        found = node_values_together((new,), program.read, givens, raised=raised)
+        return [values if isinstance(values, Exception) else values[new] for values in found]
 
 
 def _negated(anchor: str, case: str, before: Tensor, after: Tensor) -> list[Finding]:
@@ -223,7 +205,3 @@ def _negated(anchor: str, case: str, before: Tensor, after: Tensor) -> list[Find
         return []
     count = int((before.isinf() & (after == -before)).sum())
     return [Finding("specials", anchor, case, f"negated: {count} infinities changed their sign")] if count else []
-
-
-def _raised(roots: Values) -> dict[str, Value]:
-    return {name: raised_tensor(value) if isinstance(value, Tensor) else value for name, value in roots.items()}

@@ -23,15 +23,22 @@ _SIXTEEN_BIT: Final = ("huge", "offset-noise")
 # A score of -Inf is nothing to one kernel of attention and NaN to another: of infinities, only what they must not
 # become is judged.
 INFINITIES: Final = ("infinity", "negative-infinity")
+NAN: Final = "nan"
+"""Where a NaN goes in attention is up to the kernel: torch's own on the CPU gives finite rows for a query of NaN."""
+
 OFFSET_UNIT: Final = "offset-unit"
 """Ordinary differences between large numbers: the original keeps most of their digits, a variance in one pass none."""
 
 ALIKE_ROWS: Final = ("large", "huge", "offset-noise")
 """Numbers so large that a softmax flips, of one kind in all rows."""
 
+AT_FIRST_ALIKE: Final = ("normal", "large")
+"""Of claims that differ in stored tensors and shapes alone, at ``quick``, only the first gets these as well: mixed rows
+hold numbers of both kinds."""
+
 _FULL: Final = (
     "negative",
-    "nan",
+    NAN,
     *INFINITIES,
     "outliers",
     "wide-rows",
