@@ -39,13 +39,15 @@ class Kind(StrEnum):
 class Role:
     """An input's kind and, for integers, the half-open range of values that are safe to feed.
 
-    ``padding`` is the id that an embedding declares to stand for nothing.
+    ``padding`` is the id that an embedding declares to stand for nothing. ``is_index``: of other integers, that a
+    tensor is indexed by them all the same.
     """
 
     kind: Kind
     low: int = 0
     high: int = 2
     padding: int | None = None
+    is_index: bool = False
 
 
 def input_role(node: fx.Node, example: Tensor | None) -> Role:
@@ -68,7 +70,10 @@ def input_role(node: fx.Node, example: Tensor | None) -> Role:
     if example is None or is_unknown:
         return Role(Kind.MASK) if _is_read_as_mask(node) else Role(Kind.INTEGERS, 0, 2)
     low, high = int(example.min()), int(example.max())
-    return Role(Kind.MASK) if low >= 0 and high == 1 else Role(Kind.INTEGERS, low, high + 1)
+    if low >= 0 and high == 1:
+        return Role(Kind.MASK)
+    is_index = _table_rows(node, embeddings_only=False) is not None
+    return Role(Kind.INTEGERS, low, high + 1, is_index=is_index)
 
 
 def _is_read_as_mask(node: fx.Node) -> bool:

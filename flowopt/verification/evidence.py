@@ -15,35 +15,13 @@ from flowopt.verification.decisions.margins import Margins, Turn, Watch
 from flowopt.verification.ensemble import copies_for
 from flowopt.verification.grouping import grouped
 from flowopt.verification.inputs.cases import Case, quick_cases
+from flowopt.verification.output_evidence import OutputEvidence, scattered, unsettled, widened
 from flowopt.verification.running import Outputs, first_line, moved_case, moved_reader, run_cases
 
-# A value that moves by less than this many units of roundoff of its row, when a decision falls the other way, is not
-# decided by it.
-_UNMOVED = 16.0
-# Multiples of 1/2 up to here are exact in every format: masks, counts, pixels and ties, not measured numbers.
+# Multiples of these up to here are masks, counts, pixels and ties, not measured numbers, which hardly ever are ones.
 _LARGEST_EXACT = 256.0
-
-
-@dataclass(frozen=True, slots=True)
-class OutputEvidence:
-    """One output in one case. Complex values stand as pairs of reals in ``own_error``.
-
-    Attributes:
-        oracle: the float64 oracle's value (integers and booleans as the original gives them).
-        original: the original's own value.
-        own_error: |original - oracle|, the largest over the original and its one-ulp ensemble, per element; zero
-            where the oracle or the original is not finite. None for integers and booleans.
-        undecided: where a decision that rounding may turn either way changes the element, and for integers and
-            booleans also where the oracle or the ensemble decides otherwise than the original; None: nowhere.
-        reach: how far such a decision moves the oracle, per element; zero where none does, and infinite where the
-            other way is not finite. None for integers and booleans, and where nothing is undecided.
-    """
-
-    oracle: Tensor
-    original: Tensor
-    own_error: Tensor | None
-    undecided: Tensor | None = None
-    reach: Tensor | None = None
+_EXACT_STEP = {torch.float16: 1 / 2, torch.bfloat16: 1 / 2}
+_EXACT_STEP_OF_OTHERS = 1 / 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +184,7 @@ class _Known:
             self.problem = f"{self.case.label}: {reason}"
             return
         for name, known in self._outputs.items():
-            self._outputs[name] = _unsettled(known, outputs[name])
+            self._outputs[name] = unsettled(known, outputs[name])
 
     def turns(self) -> dict[str, Turn]:
         """How undecided decisions fall the other way; values that the case itself gives are no decisions."""
@@ -226,66 +204,6 @@ def _exact_kept(value: Tensor, moved: Tensor) -> Tensor:
     """An ulp beside the 1 of a mask, or beside a tie, decides otherwise, and is a number that no caller gives."""
     if not value.is_floating_point():
         return moved
-    is_exact = (value.abs() <= _LARGEST_EXACT) & (value * 2 == (value * 2).round())
+    steps = value / _EXACT_STEP.get(value.dtype, _EXACT_STEP_OF_OTHERS)
+    is_exact = (value.abs() <= _LARGEST_EXACT) & (steps == steps.round())
     return torch.where(is_exact, value, moved)
-
-
-def scattered(oracle: Tensor, original: Tensor, moved: Iterable[Tensor]) -> OutputEvidence:
-    """Evidence of one value out of the oracle, the original and its ensemble."""
-    own = own_error(oracle, original)
-    known = OutputEvidence(oracle, original, own, oracle != original if own is None else None)
-    for value in moved:
-        known = widened(known, value)
-    return known
-
-
-def widened(known: OutputEvidence, moved: Tensor) -> OutputEvidence:
-    """Evidence with one more copy of the ensemble."""
-    original = known.original
-    if moved.shape != original.shape:
-        return known  # a size that depends on data
-    if known.own_error is None:
-        undecided = moved != original
-        undecided = undecided if known.undecided is None else known.undecided | undecided
-        return OutputEvidence(known.oracle, original, None, undecided)
-    own = torch.maximum(known.own_error, distance(known.oracle, moved, original))
-    return OutputEvidence(known.oracle, original, own, known.undecided)
-
-
-def _unsettled(known: OutputEvidence, other: Tensor) -> OutputEvidence:
-    """Evidence with the oracle whose undecided decisions fell the other way."""
-    if other.shape != known.oracle.shape:
-        undecided = torch.ones_like(as_real(known.oracle), dtype=torch.bool)
-        own = None if known.own_error is None else torch.zeros_like(known.own_error)
-        return OutputEvidence(known.oracle, known.original, own, undecided)
-    if known.own_error is None:
-        moved = other != known.oracle
-        undecided = moved if known.undecided is None else known.undecided | moved
-        return OutputEvidence(known.oracle, known.original, None, undecided)
-    oracle = as_real(known.oracle)
-    size = torch.where(torch.isfinite(oracle), oracle.abs(), 0.0)
-    scale = size.amax(-1, keepdim=True) if size.dim() and size.numel() else size
-    roundoff = torch.finfo(known.original.dtype).eps / 2
-    moved = distance(oracle, as_real(other), oracle) > _UNMOVED * roundoff * scale
-    moved |= torch.isfinite(oracle) != torch.isfinite(as_real(other))
-    same = torch.isfinite(oracle) == torch.isfinite(as_real(other))
-    reach = torch.where(moved, torch.where(same, distance(oracle, as_real(other), oracle), torch.inf), 0.0)
-    return OutputEvidence(known.oracle, known.original, torch.where(moved, 0.0, known.own_error), moved, reach)
-
-
-def as_real(value: Tensor) -> Tensor:
-    """A complex tensor as pairs (real, imaginary) on a new last axis; others as they are."""
-    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
-
-
-def own_error(oracle: Tensor, original: Tensor) -> Tensor | None:
-    """|original - oracle| per element; None for integers and booleans."""
-    is_discrete = not (original.is_floating_point() or original.is_complex())
-    return None if is_discrete else distance(oracle, original, original)
-
-
-def distance(oracle: Tensor, value: Tensor, original: Tensor) -> Tensor:
-    """|value - oracle| in float64; zero where one of them, or the original, is not finite."""
-    oracle, value, original = as_real(oracle), as_real(value), as_real(original)
-    error = (value.to(torch.float64) - oracle).abs()
-    return torch.where(torch.isfinite(error) & torch.isfinite(original), error, 0.0)

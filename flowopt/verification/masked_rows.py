@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from flowopt.report.verdict import Finding
-from flowopt.verification.evidence import OutputEvidence, distance
 from flowopt.verification.gates import compare
+from flowopt.verification.output_evidence import OutputEvidence, distance
 
 MASKED_ROW: Final = "masked-row"
 

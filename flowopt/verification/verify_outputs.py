@@ -8,10 +8,11 @@ from torch import Tensor
 from flowopt.report.verdict import Figures, Finding, Outcome, Verdict
 from flowopt.verification.behaviour.answers import Runner
 from flowopt.verification.behaviour.behaviour import check_behaviour
-from flowopt.verification.evidence import CaseEvidence, Evidence, OutputEvidence
+from flowopt.verification.evidence import CaseEvidence, Evidence
 from flowopt.verification.gates import compare
 from flowopt.verification.levels import Level
 from flowopt.verification.masked_rows import MASKED_ROW, judged_beside_masked_row
+from flowopt.verification.output_evidence import OutputEvidence
 from flowopt.verification.precision import strict_float32
 from flowopt.verification.weakness import weak_outputs
 

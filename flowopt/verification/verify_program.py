@@ -10,15 +10,18 @@ from torch import Tensor
 from flowopt.program.program import Program
 from flowopt.report.verdict import Figures, Finding
 from flowopt.verification.ensemble import COPIES, copies_for
-from flowopt.verification.evidence import CaseEvidence, Evidence, OutputEvidence, as_real, collect_evidence, distance
-from flowopt.verification.gates import TWIN_TOLERANCE, compare, row_max
+from flowopt.verification.evidence import CaseEvidence, Evidence, collect_evidence
+from flowopt.verification.gates import compare
 from flowopt.verification.grouping import grouped
 from flowopt.verification.inputs.cases import Case
 from flowopt.verification.limits import SITE_LIMITS, Limits, site_limits
 from flowopt.verification.masked_rows import MASKED_ROW
 from flowopt.verification.other_tensors import OtherTensors, moving_reader, other_tensors
+from flowopt.verification.output_evidence import OutputEvidence, as_real, distance
+from flowopt.verification.rows import row_max
 from flowopt.verification.running import Outputs, first_line, run_cases
 from flowopt.verification.stress import STRESSED_CASES, stressed, stressed_tensors
+from flowopt.verification.twin_gate import TWIN_TOLERANCE
 from flowopt.verification.weakness import STRESSED
 
 # Of what one-ulp moves of a tensor do. Folds in float32, where rounding is the same for a whole channel, needed at

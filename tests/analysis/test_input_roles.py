@@ -77,7 +77,8 @@ def test_an_index_into_something_of_free_size_is_zero() -> None:
 
 def test_an_example_says_more_than_a_table_that_is_no_embedding() -> None:
     example = torch.tensor([[0, 2, 1]])
-    assert role(lambda m, x: m.rows[x], example=example) == Role(Kind.INTEGERS, 0, 3)
+    assert role(lambda m, x: m.rows[x], example=example) == Role(Kind.INTEGERS, 0, 3, is_index=True)
+    assert role(lambda m, x: x * 2, example=example) == Role(Kind.INTEGERS, 0, 3)
     assert role(lambda m, x: m.table(x), example=example) == Role(Kind.INDICES, 0, 9)
 
 

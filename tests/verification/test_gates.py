@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from flowopt.verification.classes.bits import compare_bits
-from flowopt.verification.evidence import OutputEvidence, scattered
-from flowopt.verification.gates import TWIN_TOLERANCE, Comparison, compare
+from flowopt.verification.gates import Comparison, compare
 from flowopt.verification.limits import MODEL_LIMITS, SITE_LIMITS
+from flowopt.verification.output_evidence import OutputEvidence, scattered
+from flowopt.verification.twin_gate import TWIN_TOLERANCE
 
 ULP = 2.0**-23
 

@@ -2,9 +2,9 @@ import torch
 from torch import Tensor
 
 from flowopt.report.verdict import Finding
-from flowopt.verification.evidence import OutputEvidence, scattered
 from flowopt.verification.gates import compare
 from flowopt.verification.masked_rows import judged_beside_masked_row
+from flowopt.verification.output_evidence import OutputEvidence, scattered
 
 
 def evidence() -> OutputEvidence:

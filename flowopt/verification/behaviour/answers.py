@@ -8,8 +8,9 @@ from torch import Tensor
 
 from flowopt.report.verdict import Finding
 from flowopt.verification.behaviour.equal_bits import equal_bits
-from flowopt.verification.evidence import CaseEvidence, OutputEvidence, as_real
+from flowopt.verification.evidence import CaseEvidence
 from flowopt.verification.gates import compare
+from flowopt.verification.output_evidence import OutputEvidence, as_real
 from flowopt.verification.running import first_line
 
 Runner = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from flowopt.report.verdict import Finding
 from flowopt.verification.behaviour.answers import GATE, Answer, Runner, around, ask, bit_difference, bit_note, fresh
-from flowopt.verification.evidence import CaseEvidence, as_real
+from flowopt.verification.evidence import CaseEvidence
 from flowopt.verification.gates import compare
+from flowopt.verification.output_evidence import as_real
 
 _SAME: Final = 1e-9  # of the output's scale, as for the float64 twin
 _TINY: Final = 1e-300

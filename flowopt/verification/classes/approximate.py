@@ -12,11 +12,12 @@ from flowopt.pipeline.instrument import PassRun
 from flowopt.report.verdict import Figures, Finding, Outcome, Verdict
 from flowopt.verification.classes.budget_measures import Measure, measures
 from flowopt.verification.classes.naive_cast import run_naive_cast
-from flowopt.verification.evidence import CaseEvidence, Evidence, OutputEvidence, as_real
+from flowopt.verification.evidence import CaseEvidence, Evidence
 from flowopt.verification.gates import compare
 from flowopt.verification.grouping import grouped
 from flowopt.verification.inputs.case import Case
 from flowopt.verification.levels import Level
+from flowopt.verification.output_evidence import OutputEvidence, as_real
 from flowopt.verification.running import Outputs, first_line, run_cases
 from flowopt.verification.sites.inner_values import reaches
 

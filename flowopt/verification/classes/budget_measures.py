@@ -9,8 +9,8 @@ from torch import Tensor
 
 from flowopt.report.verdict import Figures
 from flowopt.rewrite.budget import Budget
-from flowopt.verification.evidence import OutputEvidence, as_real
-from flowopt.verification.gates import row_max
+from flowopt.verification.output_evidence import OutputEvidence, as_real
+from flowopt.verification.rows import row_max
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The input cases of level ``full``: numbers, ids, masks and sizes that wrong rewrites were seen to survive without."""
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final, final
@@ -9,13 +9,15 @@ from typing import Final, final
 import torch
 from torch import Generator, Tensor
 
+from flowopt.analysis.graph_numbers import graph_numbers
 from flowopt.analysis.input_roles import Kind
 from flowopt.program.program import Program
 from flowopt.verification.inputs.batch_samples import sample_plans
 from flowopt.verification.inputs.case import Case
 from flowopt.verification.inputs.case_plan import CasePlan
-from flowopt.verification.inputs.case_sizes import longest_cases, size_cases, small_odd
+from flowopt.verification.inputs.case_sizes import longest, longest_cases, size_cases, small_odd, within
 from flowopt.verification.inputs.cases import quick_recipes
+from flowopt.verification.inputs.chained import chained_plans
 from flowopt.verification.inputs.first_float import first_float
 from flowopt.verification.inputs.integers import IntegerPattern
 from flowopt.verification.inputs.masks import ORDINARY_MASKS
@@ -25,6 +27,8 @@ from flowopt.verification.inputs.regimes import fitted, regimes_of
 REGIMES: Final = tuple(regimes_of(torch.float32))
 """Names of the regimes of level ``full``, ordinary numbers first."""
 
+_JOINT_MAXIMUM: Final = "joint-maximum"
+_LARGEST_NAMED: Final = 1e6
 # These need no case of their own where sizes vary. Both they and their sizes are seen by all that is not special.
 _REGIMES_OF_SIZES: Final = {"two": "uniform", "odd": "wide-rows", "above": "outliers"}
 _NATURAL: Final = ("normal", "uniform")
@@ -50,8 +54,10 @@ def full_cases(program: Program, seed: int) -> tuple[Case, ...]:
     Sizes: every free dimension takes 1 (or its minimum), 2, an odd size, a prime, its traced size and those beside it,
     and its maximum with the others small. Numbers: every regime of ``regimes_of``, at the inputs, or, where the model
     reads integers only, in the place of its first float tensor. Ids at the edges of their tables and of padding; masks
-    of every pattern, with one row hidden, and with other scores than the example's. ``solo`` and ``permuted`` hold
-    samples of ``prime``. What a model has no inputs or dimensions for, and what would repeat, is left out.
+    of every pattern, with one row hidden, and with other scores than the example's; integers that index nothing beyond
+    the example's range. Numbers that the graph names, and those beside them and half-way between their multiples. The
+    same row at every place of the longest dimensions. ``solo`` and ``permuted`` hold samples of ``prime``, ``chained``
+    the state after some calls. What a model has no inputs or dimensions for, and what would repeat, is left out.
 
     Args:
         program: whose inputs are made.
@@ -68,6 +74,7 @@ def planned_cases(program: Program, seed: int) -> tuple[CasePlan, ...]:
     battery = _Battery(program, quick)
     plans += [_planned(program, recipe, seed) for recipe in battery.small()]
     plans += sample_plans(program, prime)
+    plans += chained_plans(program, quick[0], seed)
     plans += [_planned(program, recipe, seed) for recipe in battery.longest()]
     return tuple(plans)
 
@@ -84,7 +91,9 @@ class _Battery:
     def __init__(self, program: Program, quick: Iterable[Recipe]) -> None:
         roles = free_roles(program)
         self._dims = program.dims
+        self._numbers = graph_numbers(program.graph, program.tensors)
         self._kinds = {role.kind for role in roles.values()}
+        self._has_wide = any(role.kind is Kind.INTEGERS and not role.is_index for role in roles.values())
         self._injects = Kind.FEATURES not in self._kinds and first_float(program) is not None
         self._scores = {
             _rounded(hidden_score(program.example.get(one.name)), one.dtype): one.dtype
@@ -96,7 +105,7 @@ class _Battery:
     def small(self) -> list[Recipe]:
         """All but the longest."""
         first = len(self._recipes)
-        for group in (self._sizes, self._regimes, self._integers, self._masks):
+        for group in (self._sizes, self._regimes, self._integers, self._named, self._masks):
             for recipe in group():
                 self._add(recipe)
         return self._recipes[first:]
@@ -105,6 +114,8 @@ class _Battery:
         """Every dimension at its maximum, then all of them."""
         first = len(self._recipes)
         for name, sizes in longest_cases(self._dims):
+            if name == _JOINT_MAXIMUM:
+                self._alike()
             self._add(self._recipe(name, sizes))
         return self._recipes[first:]
 
@@ -130,6 +141,30 @@ class _Battery:
                 yield replace(recipe, mask="right-padded") if pattern == "padded" else recipe
         elif Kind.INTEGERS in self._kinds:
             yield replace(self._recipe("integers-edges", self._small_odd()), integers="edges", is_natural=False)
+        if self._has_wide:
+            yield replace(self._recipe("integers-wide", self._small_odd()), integers="wide", is_natural=False)
+
+    def _named(self) -> Iterator[Recipe]:
+        """Numbers that the graph itself names."""
+        floats = self._numbers.floats if Kind.FEATURES in self._kinds else ()
+        integers = self._numbers.integers if self._kinds & {Kind.INDICES, Kind.INTEGERS} else ()
+        if not floats and not integers:
+            return
+        recipe = replace(self._recipe("named", self._small_odd()), is_natural=False)
+        if floats:
+            recipe = replace(recipe, regime="named", fill=partial(_named_numbers, floats))
+        if integers:
+            recipe = replace(recipe, indices="named", integers="named", named=integers)
+        yield recipe
+
+    def _alike(self) -> None:
+        """A capacity, or a count, is reached where every place of a long row asks for the same."""
+        for dim in self._dims[1:]:
+            sizes = {d.name: longest(d) if d is dim else within(d, 2) for d in self._dims}
+            recipe = self._recipe(f"alike-{dim.name}", sizes)
+            if self._kinds & {Kind.FEATURES, Kind.INDICES}:
+                fill = _alike_rows if Kind.FEATURES in self._kinds else recipe.fill
+                self._add(replace(recipe, regime="alike-rows", fill=fill, indices="alike", is_natural=False))
 
     def _masks(self) -> Iterator[Recipe]:
         if not self._kinds & {Kind.MASK, Kind.ADDITIVE_MASK}:
@@ -183,6 +218,26 @@ def _filled(regime: str, shape: tuple[int, ...], generator: Generator, dtype: to
     made = fitted(regime, shape, generator, dtype)
     # Two inputs must not have their zeros, scales and NaN in the same places: one would hide the other.
     return made.roll(filled, 0) if filled and made.dim() else made
+
+
+def _named_numbers(
+    named: Sequence[float], shape: tuple[int, ...], generator: Generator, dtype: torch.dtype, filled: int
+) -> Tensor:
+    """About every second one is named, beside a named one, or half-way between multiples of it or of its inverse."""
+    steps = torch.arange(-3, 3) + 0.5
+    each = torch.tensor(named, dtype=torch.float64)
+    halves = torch.cat([torch.outer(each, steps).flatten(), torch.outer(1 / each, steps).flatten()])
+    chosen = torch.cat([each, -each, each - 2**-6, each + 2**-6, halves])
+    chosen = chosen[chosen.abs() <= min(_LARGEST_NAMED, torch.finfo(dtype).max)]
+    made = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if chosen.numel() == 0:
+        return made.to(dtype)
+    drawn = chosen[torch.randint(chosen.numel(), shape, generator=generator)]
+    return torch.where(torch.rand(shape, generator=generator) < 0.5, drawn, made).to(dtype)
+
+
+def _alike_rows(shape: tuple[int, ...], generator: Generator, dtype: torch.dtype, filled: int) -> Tensor:
+    return torch.randn(shape[-1:], generator=generator).expand(shape).clone().to(dtype)
 
 
 def _rounded(score: float, dtype: torch.dtype) -> float:

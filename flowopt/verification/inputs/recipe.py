@@ -29,6 +29,7 @@ class Recipe:
         fill: makes them.
         indices: pattern of inputs that index a table.
         integers: pattern of other integers.
+        named: what the pattern ``named`` takes.
         mask: pattern of masks, additive ones included.
         hidden: what an additive mask adds to a hidden position; None: what it adds in the example.
         keeps_state: state is as stored, rather than as after some calls.
@@ -42,6 +43,7 @@ class Recipe:
     fill: Fill
     indices: IntegerPattern = "random"
     integers: IntegerPattern = "random"
+    named: tuple[int, ...] = ()
     mask: MaskPattern = "right-padded"
     hidden: float | None = None
     keeps_state: bool = False
@@ -103,7 +105,8 @@ def _discrete(
         visible = visible_positions(recipe.mask, shape, generator) > 0
         score = hidden_score(example) if recipe.hidden is None else _inside(recipe.hidden, dtype)
         return torch.where(visible, 0.0, torch.full((), score, dtype=dtype))
-    return integers(recipe.indices if role.kind is Kind.INDICES else recipe.integers, role, shape, generator)
+    pattern = recipe.indices if role.kind is Kind.INDICES else recipe.integers
+    return integers(pattern, role, shape, generator, named=recipe.named, dtype=dtype)
 
 
 def hidden_score(example: Tensor | None) -> float:

@@ -11,7 +11,7 @@ from flowopt.ir.evaluate import Value
 from flowopt.ir.float64 import raised_tensor
 from flowopt.program.program import Program
 from flowopt.verification.ensemble import copies_for, moved_by_one_ulp
-from flowopt.verification.evidence import OutputEvidence, scattered, widened
+from flowopt.verification.output_evidence import OutputEvidence, scattered, widened
 from flowopt.verification.running import moved_reader, raised_reader
 from flowopt.verification.sites.region import Region
 

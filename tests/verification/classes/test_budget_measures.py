@@ -6,8 +6,8 @@ from torch import Tensor
 
 from flowopt.rewrite import Budget
 from flowopt.verification.classes.budget_measures import Measure, measures
-from flowopt.verification.evidence import OutputEvidence, scattered
 from flowopt.verification.gates import compare
+from flowopt.verification.output_evidence import OutputEvidence, scattered
 
 
 def measured(budget: Budget, known: OutputEvidence, found: Tensor, naive: Tensor | None = None) -> Iterator[Measure]:

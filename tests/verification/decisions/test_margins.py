@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.report.verdict import Outcome, Verdict
-from flowopt.verification.evidence import Evidence, OutputEvidence, collect_evidence
+from flowopt.verification.evidence import Evidence, collect_evidence
 from flowopt.verification.inputs.case import Case
+from flowopt.verification.output_evidence import OutputEvidence
 from flowopt.verification.verify_outputs import verify_outputs
 
 

@@ -90,6 +90,42 @@ class TestIdsAndMasks:
         assert cases["integers-edges"].inputs["columns"].tolist() == [2, 5, 2]
         assert all(case.inputs["columns"].min() >= 2 and case.inputs["columns"].max() <= 5 for case in cases.values())
 
+    def test_integers_that_index_nothing_leave_the_range_of_the_example(self) -> None:
+        class Hashed(nn.Module):
+            def forward(self, x: Tensor, keys: Tensor) -> Tensor:
+                return x + keys % 7
+
+        program = capture(Hashed().eval(), (torch.zeros(40), torch.arange(40)))
+        wide = by_name(program)["integers-wide"].inputs["keys"]
+        assert wide.min() < -(2**24) and wide.max() > 2**31 and wide.abs().max() <= 2**40
+        assert bool((wide.abs() < 100).any())
+
+    def test_numbers_that_the_graph_names(self) -> None:
+        class Naming(nn.Module):
+            edges: Tensor
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("edges", torch.tensor([-1.3125, 0.1875]))
+
+            def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+                return torch.bucketize(x, self.edges) + torch.round(x * 16) / 16 + (ids != 1437)
+
+        inputs = (torch.zeros(500), torch.randint(0, 2000, (500,)))
+        named = by_name(capture(Naming().eval(), inputs))["named"]
+        x = named.inputs["x"]
+        assert all(bool((x == number).any()) for number in (0.1875, -1.3125, 16.0, 0.5 / 16, 1.5 / 16, 16 - 2**-6))
+        ids = named.inputs["ids"]
+        assert all(bool((ids == one).any()) for one in (1436, 1437, 1438))
+        assert len(ids.unique()) > 100 and len(x.unique()) > 100
+        assert not named.is_natural
+
+    def test_one_row_at_every_place_of_a_long_dimension(self) -> None:
+        x = battery()["alike-sequence"].inputs["x"]
+        assert x.shape[1] == 64 and torch.equal(x, x[:1, :1].expand(x.shape)) and len(x.unique()) > 1
+        ids = by_name(text())["alike-sequence"].inputs["ids"]
+        assert len(ids.unique()) == 1
+
     def test_every_pattern_of_masks_meets_plain_numbers(self) -> None:
         assert_every_pattern(c.inputs["mask"] for c in full_cases(text(), 0) if not c.overrides)
 
