@@ -27,3 +27,6 @@ class Instrument(Protocol):
 
     def judge(self, run: PassRun) -> Verdict | None:
         """A pass changed the program. A falsy verdict reverts it; None is no opinion."""
+
+    def keep(self, run: PassRun) -> None:
+        """No instrument has reverted the pass that was judged last: the run goes on from what it made."""

@@ -78,8 +78,11 @@ def _run_one(
     _require_legal(after, name)
     _require_same_interface(before, after, name)
     rewritten = time.perf_counter()
-    verdict = _judge(PassRun(rewrite_pass, before, after, application), instruments) if application.steps else None
+    run = PassRun(rewrite_pass, before, after, application)
+    verdict = _judge(run, instruments) if application.steps else None
     reverted = verdict is not None and not verdict
+    for instrument in instruments if application.steps and not reverted else ():
+        instrument.keep(run)
     record = PassRecord(
         name=name,
         exactness=rewrite_pass.exactness.value,

@@ -51,3 +51,6 @@ class _Stage:
     def judge(self, run: PassRun) -> None:
         """First of the instruments: from here on, others are at work."""
         self.is_the_pass_at_work = False
+
+    def keep(self, run: PassRun) -> None:
+        """Nothing to remember."""

@@ -66,6 +66,7 @@ class VerifyPasses:
         self._stressed_base: tuple[Program, float, Evidence] | str | None = None
         self._natural: Track | None = None
         self._stress: Track | str | None = None
+        self._when_kept: list[Callable[[], None]] = []
         self.original: Program | None = None
 
     @property
@@ -98,12 +99,19 @@ class VerifyPasses:
 
     def judge(self, run: PassRun) -> Verdict:
         """Compare the program after a pass with the captured original, and the pass's sites on their own."""
+        self._when_kept = []
         if not self.evidence.cases:
             return Verdict(Outcome.INCONCLUSIVE, notes=self.evidence.skipped, seed=self._seed, level=self._level)
         with strict_float32():
             if run.rewrite_pass.exactness is Exactness.APPROXIMATE:
                 return self._judge_approximation(run)
             return self._judge_exact(run)
+
+    def keep(self, run: PassRun) -> None:
+        """Go on from what the pass has made, with the weights as they were and with stressed ones."""
+        for keep in self._when_kept:
+            keep()
+        self._when_kept = []
 
     def _base(self, program: Program) -> None:
         self.original = program
@@ -112,10 +120,12 @@ class VerifyPasses:
     def _judge_approximation(self, run: PassRun) -> Verdict:
         natural = self._natural_track()
         verdict = judged_approximation(run, natural.evidence, self._seed, self._level, stop_early=self._stop_early)
-        if verdict:
-            self._evidence = self._stressed_base = self._started = None
-            self._base(run.after)
+        self._when_kept = [partial(self._start_again, run.after)]
         return verdict
+
+    def _start_again(self, program: Program) -> None:
+        self._evidence = self._stressed_base = self._started = None
+        self._base(program)
 
     def _judge_exact(self, run: PassRun) -> Verdict:
         findings: list[Finding] = []
@@ -123,8 +133,7 @@ class VerifyPasses:
         natural = self._natural_track()
         notes = list(natural.evidence.skipped)
         labels = tuple(e.case.label for e in natural.evidence.cases)
-        when_kept: list[Callable[[], None]] = []
-        for one in self._judged(run, when_kept):
+        for one in self._judged(run):
             if isinstance(one, Finding):
                 findings.append(one)
                 if self._stop_early:
@@ -135,9 +144,6 @@ class VerifyPasses:
                 notes.append(one)
         weak = [] if findings else self._weakness(run, figures)
         outcome = Outcome.DIFFERENT if findings else Outcome.INCONCLUSIVE if weak else Outcome.EQUIVALENT
-        if outcome is Outcome.EQUIVALENT:
-            for keep in when_kept:
-                keep()
         return Verdict(outcome, tuple(findings), tuple(figures), (*weak, *notes), self._seed, labels, self._level)
 
     def _weakness(self, run: PassRun, figures: Iterable[Figures]) -> list[str]:
@@ -147,7 +153,7 @@ class VerifyPasses:
             return ["no case was left to compare the outputs in"]
         return weak_outputs(natural, {o.name: o.dtype for o in run.after.outputs}, self.evidence.narrowest)
 
-    def _judged(self, run: PassRun, when_kept: list[Callable[[], None]]) -> Iterator[Judged]:
+    def _judged(self, run: PassRun) -> Iterator[Judged]:
         natural = self._natural_track()
         rewritten = natural.rewritten(run, is_given=True)
         if isinstance(rewritten, Finding):
@@ -162,9 +168,9 @@ class VerifyPasses:
         # Sites are cheap beside a whole model, and where one finding is enough they often have it.
         for part in reversed(parts) if self._stop_early else parts:
             yield from part
-        when_kept.append(partial(self._keep, run, rewritten, domain))
+        self._when_kept.append(partial(self._keep, run, rewritten, domain))
         if self._level == "full":
-            yield from self._stressed(run, domain, when_kept)
+            yield from self._stressed(run, domain)
             yield from self._at_layouts(run, domain)
 
     def _keep(self, run: PassRun, rewritten: Rewritten, domain: DomainCheck | None) -> None:
@@ -197,9 +203,7 @@ class VerifyPasses:
             # That bits differ is in the nature of kernels, and was so before the pass.
             yield from (f for f in check_layouts(known, found, run.after.run_named) if isinstance(f, Finding))
 
-    def _stressed(
-        self, run: PassRun, domain: DomainCheck | None, when_kept: list[Callable[[], None]]
-    ) -> Iterator[Judged]:
+    def _stressed(self, run: PassRun, domain: DomainCheck | None) -> Iterator[Judged]:
         track = self._stress_track()
         if isinstance(track, str):
             yield track
@@ -219,11 +223,11 @@ class VerifyPasses:
                     note = (
                         f"stressed weights: not run from {run.rewrite_pass.text()} on, which decides by what is stored"
                     )
-                    when_kept.append(partial(setattr, self, "_stress", note))
+                    self._when_kept.append(partial(setattr, self, "_stress", note))
                     yield note
                     return
             yield one
-        when_kept.append(partial(track.keep, run, rewritten, evidence))
+        self._when_kept.append(partial(track.keep, run, rewritten, evidence))
 
     def _natural_track(self) -> Track:
         if self._natural is None:

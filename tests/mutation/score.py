@@ -100,6 +100,9 @@ class _Kept:
         """No opinion."""
         self.program = run.after
 
+    def keep(self, run: PassRun) -> None:
+        """Nothing to remember."""
+
 
 class Judge:
     """Judges mutants of one program with one verifier, whose knowledge of the original is kept."""

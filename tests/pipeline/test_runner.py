@@ -194,6 +194,7 @@ class Veto:
         self.verdicts = verdicts
         self.started: list[Program] = []
         self.judged: list[PassRun] = []
+        self.kept: list[PassRun] = []
 
     def start(self, program: Program) -> None:
         self.started.append(program)
@@ -201,6 +202,9 @@ class Veto:
     def judge(self, run: PassRun) -> Verdict | None:
         self.judged.append(run)
         return self.verdicts.get(run.rewrite_pass.pass_name().replace("-", "_"))
+
+    def keep(self, run: PassRun) -> None:
+        self.kept.append(run)
 
 
 DIFFERENT = Verdict(Outcome.DIFFERENT, (Finding("twin", "output", "prime", "it differs"),))
@@ -241,6 +245,13 @@ class TestRevert:
         run = run_passes(chain(), [DropDoubleRelu()], [Veto(drop_double_relu=DIFFERENT), second])
         assert run.records[0].outcome == "reverted"
         assert second.judged == []
+
+    def test_all_instruments_hear_what_is_kept_and_nothing_else(self) -> None:
+        first, second = Veto(), Veto(split_linear=DIFFERENT)
+        run_passes(chain(), [DropDoubleRelu(), SplitLinear(), DropDoubleRelu()], [first, second])
+        assert [run.rewrite_pass.pass_name() for run in first.judged] == ["drop-double-relu", "split-linear"]
+        for instrument in (first, second):
+            assert [run.rewrite_pass.pass_name() for run in instrument.kept] == ["drop-double-relu"]
 
     @pytest.mark.parametrize("outcome", [Outcome.EQUIVALENT, Outcome.APPROXIMATE])
     def test_a_good_verdict_keeps(self, outcome: Outcome) -> None:

@@ -7,17 +7,19 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from flowopt.pipeline.instrument import PassRun
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.report.passes import PassRecord
 from flowopt.report.verdict import Outcome, Verdict
-from flowopt.rewrite import Edit, Exactness, RewritePass, Site
+from flowopt.rewrite import Budget, Edit, Exactness, RewritePass, Site
 from flowopt.verification import verify_passes
 from flowopt.verification.evidence import Evidence, collect_evidence
 from flowopt.verification.inputs.cases import Case
 from flowopt.verification.levels import LEVELS, Level
 from flowopt.verification.verify_passes import VerifyPasses
+from tests.verification.declared import approximate
 from tests.verification.substitute import aten, captured, substitute
 
 
@@ -203,3 +205,40 @@ class TestCases:
         (record,) = run_passes(program, [substitute(aten.sin.default, again)], [VerifyPasses()]).records
         assert verdict_of(record).outcome is Outcome.INCONCLUSIVE
         assert record.reason == "nothing could be decided: no case was left to compare the outputs in"
+
+
+class VetoFirst:
+    """An instrument of somebody else's, which undoes the first pass."""
+
+    def __init__(self) -> None:
+        self.judged = 0
+
+    def start(self, program: Program) -> None: ...
+
+    def judge(self, run: PassRun) -> Verdict | None:
+        self.judged += 1
+        return Verdict(Outcome.INCONCLUSIVE, notes=("not today",)) if self.judged == 1 else None
+
+    def keep(self, run: PassRun) -> None: ...
+
+
+@pytest.mark.parametrize("exactness", [Exactness.EXACT, Exactness.APPROXIMATE])
+def test_what_another_instrument_undoes_is_not_built_upon(exactness: Exactness) -> None:
+    """Right by itself, and undone: the next pass is compared with what was there before."""
+
+    def halves(edit: Edit, node: fx.Node) -> fx.Node:
+        doubled = edit.call(aten.mul.Tensor, edit.call(aten.sin.default, node.args[0]), 2.0)
+        return edit.call(aten.mul.Tensor, doubled, 0.5)
+
+    def negated(edit: Edit, node: fx.Node) -> fx.Node:
+        return edit.call(aten.neg.default, edit.call(aten.sin.default, edit.call(aten.neg.default, node.args[0])))
+
+    first = (
+        substitute(aten.sin.default, halves)
+        if exactness is Exactness.EXACT
+        else approximate(aten.sin.default, halves, Budget(min_snr_db=60.0))
+    )
+    verifier = VerifyPasses(level="full")
+    program = captured(lambda x: torch.sin(x))
+    records = run_passes(program, [first, substitute(aten.sin.default, negated)], [verifier, VetoFirst()]).records
+    assert [r.outcome for r in records] == ["reverted", "kept"], [r.reason for r in records]

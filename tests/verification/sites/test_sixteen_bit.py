@@ -56,6 +56,8 @@ class Findings:
         self.runs += 1
         self.found += sixteen_bit_findings(run)
 
+    def keep(self, run: PassRun) -> None: ...
+
 
 def captured(module: nn.Module, dtype: torch.dtype) -> Program:
     randomise(module, seed=3)
