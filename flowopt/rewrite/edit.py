@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flowopt.errors import InternalError
@@ -82,11 +83,15 @@ class Edit:
         return node
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """A new operator call before the current point, with its recorded value propagated."""
+        """A new operator call before the current point, with its recorded value propagated.
+
+        Nothing that the operator asks of sizes is remembered: free dimensions stay free, for this program and for
+        all others that were captured with it.
+        """
         with self.program.graph.inserting_before(self._point):
             node = self.program.graph.call_function(target, args, kwargs)
         fake_args, fake_kwargs = fx.map_arg(args, _recorded), fx.map_arg(kwargs, _recorded)
-        with self._fake_mode, torch.no_grad():
+        with _propagating(self._fake_mode):
             node.meta["val"] = target(*fake_args, **fake_kwargs)
         inherit(node, self._point, self._rewritten_by)
         return node
@@ -103,7 +108,7 @@ class Edit:
         Sizes may be replaced too, by equal sizes; they are compared here, and nothing is left to check.
 
         Raises:
-            InternalError: dtype or rank differ, or a size that is known differs.
+            InternalError: dtype or rank differ, or a size that is known differs, or a free one became known.
         """
         if _is_size(old) and _is_size(new):
             if str(old.meta["val"]) != str(new.meta["val"]):
@@ -134,6 +139,19 @@ def _fake_mode(graph: fx.Graph) -> FakeTensorMode:
     raise InternalError("no node of the graph has recorded metadata")
 
 
+@contextlib.contextmanager
+def _propagating(mode: FakeTensorMode) -> Iterator[None]:
+    """Run operators on recorded values.
+
+    With torch's Python dispatcher kernels see symbolic sizes, where those in C++ would ask for numbers. What they ask
+    all the same is answered by the captured sizes, and must not become a guard: guards live in the shape environment,
+    which all copies of a program share, and one that equates a size with a number ends its freedom everywhere.
+    """
+    guards = contextlib.nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards()
+    with mode, enable_python_dispatcher(), guards, torch.no_grad():
+        yield
+
+
 def _unique(name: str, program: Program) -> str:
     candidate, number = name, 1
     while candidate in program.tensors:
@@ -147,7 +165,11 @@ def _require_same_type(old: fx.Node, new: fx.Node) -> None:
         raise InternalError(f"{old.name} -> {new.name}: a recorded value is missing")
     same = before.dtype == after.dtype and before.dim() == after.dim()
     sizes = zip(before.shape, after.shape, strict=True) if same else ()
-    if not same or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in sizes):
+    if not same or any(isinstance(b, int) and (_is_free(a) or a != b) for a, b in sizes):
         raise InternalError(
             f"{old.name} -> {new.name}: {before.dtype} {list(before.shape)} became {after.dtype} {list(after.shape)}"
         )
+
+
+def _is_free(size: int | torch.SymInt) -> bool:
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.rewrite.edit import Claim, Edit
 from tests.rewrite.passes import aten, chain
+from tests.verification.substitute import captured
 
 
 def edit_at(program: Program, name: str) -> Edit:
@@ -49,6 +52,45 @@ class TestCall:
         again = edit.repeat(linear, {program.node("x"): x})
         assert again.target is linear.target
         assert again.args == (x, *linear.args[1:])
+
+
+class TestFreeDimensions:
+    """Copies of a program share what is known of its sizes: a rewrite must not fix one for all of them."""
+
+    @pytest.mark.parametrize(
+        ("target", "args"),
+        [
+            (aten.constant_pad_nd.default, ([0, 0, 0, 3],)),
+            (aten.pad.default, ([0, 0, 0, 3],)),
+            (aten.reshape.default, ([4, 6, 8],)),
+            (aten.expand.default, ([4, 6, 8],)),
+            (aten.add.Tensor, (torch.ones(6, 8),)),
+        ],
+    )
+    def test_stay_free_whatever_an_operator_asks(self, target: Any, args: tuple[Any, ...]) -> None:
+        program = captured(torch.sin)
+        before = [str(node.meta["val"].shape) for node in program.graph.nodes if node.op != "output"]
+        copy = program.copy()
+        edit = Edit(copy, copy.node("sin"), "test")
+        if isinstance(args[0], torch.Tensor):
+            args = (edit.parameter("ones", args[0].double(), like=copy.node("sin")),)
+        edit.call(target, copy.node("linear"), *args)
+        assert [str(node.meta["val"].shape) for node in program.graph.nodes if node.op != "output"] == before
+
+    def test_a_padded_size_is_known_in_terms_of_the_free_one(self) -> None:
+        program = captured(torch.sin).copy()
+        edit = Edit(program, program.node("sin"), "test")
+        padded = edit.call(aten.constant_pad_nd.default, program.node("linear"), [0, 0, 0, 3])
+        sequence = program.node("linear").meta["val"].shape[1]
+        assert str(padded.meta["val"].shape[1]) == str(sequence + 3)
+
+    def test_a_value_of_captured_size_does_not_replace_one_of_free_size(self) -> None:
+        program = captured(torch.sin).copy()
+        edit = Edit(program, program.node("sin"), "test")
+        new = edit.call(aten.sin.default, edit.call(aten.reshape.default, program.node("linear"), [4, 6, 8]))
+        fixed = edit.call(aten.slice.Tensor, new, 1, 0, 5)
+        with pytest.raises(InternalError, match="became"):
+            edit.replace(program.node("sin"), fixed)
 
 
 class TestParameter:

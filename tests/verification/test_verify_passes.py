@@ -248,3 +248,14 @@ def negative_zero(edit: Edit, node: fx.Node) -> fx.Node:
     return edit.call(
         aten.neg.default, edit.call(aten.clamp.default, edit.call(aten.neg.default, node.args[0]), None, 0)
     )
+
+
+def test_a_rewrite_to_the_captured_sizes_is_caught_at_the_others() -> None:
+    """Its own metadata must not turn every case into the captured one."""
+
+    def build(edit: Edit, node: fx.Node) -> fx.Node:
+        return edit.call(aten.reshape.default, edit.call(aten.sin.default, node.args[0]), [4, 6, 8])
+
+    record = judged(captured(torch.sin), substitute(aten.sin.default, build))
+    assert record.outcome == "reverted"
+    assert "does not run" in record.reason or "no longer runs" in record.reason
