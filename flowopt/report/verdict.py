@@ -2,6 +2,13 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
+
+STRESSED: Final = "stressed"
+"""First word of the kinds of numbers that were fed to stressed weights.
+
+Such weights are nobody's: how well a case sees with them says nothing about the model.
+"""
 
 
 class Outcome(StrEnum):
@@ -130,8 +137,12 @@ class Verdict:
 
     @property
     def power_of_outputs(self) -> dict[str, float]:
-        """The same by output; infinite for an output of which no case had an element in scope."""
+        """The same by output; infinite for an output of which no case had an element in scope.
+
+        Cases with stressed weights do not count, unless there are no others.
+        """
+        own = [one for one in self.figures if not one.regime.startswith(STRESSED)]
         best: dict[str, float] = {}
-        for one in self.figures:
+        for one in own or self.figures:
             best[one.output] = min(best.get(one.output, float("inf")), one.power)
         return best

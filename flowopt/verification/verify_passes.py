@@ -9,7 +9,7 @@ from flowopt.errors import InternalError
 from flowopt.ir.fingerprint import fingerprint
 from flowopt.pipeline.instrument import PassRun
 from flowopt.program.program import Program
-from flowopt.report.verdict import Figures, Finding, Outcome, Verdict
+from flowopt.report.verdict import STRESSED, Figures, Finding, Outcome, Verdict
 from flowopt.rewrite.base import Exactness
 from flowopt.verification.behaviour.answers import ask, fresh
 from flowopt.verification.behaviour.layout_check import check_layouts
@@ -27,7 +27,7 @@ from flowopt.verification.sites.site_check import Twins, check_sites
 from flowopt.verification.sites.sixteen_bit import sixteen_bit_findings
 from flowopt.verification.stress import STRESSED_CASES, stressed
 from flowopt.verification.track import Judged, Rewritten, Track
-from flowopt.verification.weakness import STRESSED, weak_outputs
+from flowopt.verification.weakness import weak_outputs
 
 
 @final

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowopt.program.program import Program
-from flowopt.report.verdict import Figures, Finding
+from flowopt.report.verdict import STRESSED, Figures, Finding
 from flowopt.verification.ensemble import COPIES, copies_for
 from flowopt.verification.evidence import CaseEvidence, Evidence, collect_evidence
 from flowopt.verification.gates import compare
@@ -22,7 +22,6 @@ from flowopt.verification.rows import row_max
 from flowopt.verification.running import Outputs, first_line, run_cases
 from flowopt.verification.stress import STRESSED_CASES, stressed, stressed_tensors
 from flowopt.verification.twin_gate import TWIN_TOLERANCE
-from flowopt.verification.weakness import STRESSED
 
 # Of what one-ulp moves of a tensor do. Folds in float32, where rounding is the same for a whole channel, needed at
 # most 2.4 and 2.1 (270 of them on four cases each); a factor of 1 + 1e-6 on one weight makes 12 and 7, and in outputs

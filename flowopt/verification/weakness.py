@@ -5,14 +5,11 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from flowopt.report.verdict import Figures
+from flowopt.report.verdict import STRESSED, Figures
 from flowopt.verification.limits import weak_power
 
 # Decisions that rounding may turn either way: above this share of an output nothing is decided about it.
 _MOST_UNDECIDED = 0.5
-# Stressed weights are nobody's: how well a case sees with them says nothing about the model. Their kinds of numbers
-# begin with this word.
-STRESSED = "stressed"
 # Kinds of numbers that the model is for. What drowns in an offset is seen again where everything is a thousand times
 # larger, and that says nothing about them.
 _ORDINARY = ("normal", "uniform", "example", "data")

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
-from flowopt.report.verdict import Figures, Outcome
+from flowopt.report.verdict import STRESSED, Figures, Outcome
 from flowopt.verification.evidence import collect_evidence
 from flowopt.verification.verify_outputs import verify_outputs
-from flowopt.verification.weakness import STRESSED, weak_outputs
+from flowopt.verification.weakness import weak_outputs
 from flowopt.workflows.verify import verify
 
 FLOAT = {"y": torch.float32}
