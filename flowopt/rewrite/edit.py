@@ -108,7 +108,7 @@ class Edit:
         Sizes may be replaced too, by equal sizes; they are compared here, and nothing is left to check.
 
         Raises:
-            InternalError: dtype or rank differ, or a size that is known differs, or a free one became known.
+            InternalError: dtype or rank differ, or a size that is known differs.
         """
         if _is_size(old) and _is_size(new):
             if str(old.meta["val"]) != str(new.meta["val"]):
@@ -165,11 +165,7 @@ def _require_same_type(old: fx.Node, new: fx.Node) -> None:
         raise InternalError(f"{old.name} -> {new.name}: a recorded value is missing")
     same = before.dtype == after.dtype and before.dim() == after.dim()
     sizes = zip(before.shape, after.shape, strict=True) if same else ()
-    if not same or any(isinstance(b, int) and (_is_free(a) or a != b) for a, b in sizes):
+    if not same or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in sizes):
         raise InternalError(
             f"{old.name} -> {new.name}: {before.dtype} {list(before.shape)} became {after.dtype} {list(after.shape)}"
         )
-
-
-def _is_free(size: int | torch.SymInt) -> bool:
-    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
