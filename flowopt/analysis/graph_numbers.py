@@ -1,12 +1,14 @@
-"""The numbers that a graph names: bounds it compares with, scales it divides by, ids it treats in a way of their own.
+"""The numbers that a graph names: bounds it compares with, scales it divides by, ids it treats in a way of their own,
+and what its sizes are divided by.
 
 A random input hardly ever equals one of them, and what a rewrite makes of exactly that number stays unseen.
 """
 
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -18,6 +20,8 @@ from flowopt.ir.metadata import recorded_tensor
 _MOST_STORED: Final = 64
 # A number in the place of a tensor is one operand of an operator that takes both.
 _NUMBER_TYPES: Final = ("NumberType", "FloatType", "TensorType")
+_SIZE_ARITHMETIC: Final = {operator.floordiv, operator.mod, operator.truediv, operator.mul, operator.add, operator.sub}
+T = TypeVar("T", int, float)
 _aten = torch.ops.aten
 _READS_BOUNDS: Final = {
     _aten.bucketize.Tensor,
@@ -37,10 +41,29 @@ class GraphNumbers:
     Attributes:
         floats: from operators that read floating numbers.
         integers: from operators that read integers.
+        sizes: from arithmetic with sizes; larger than 1.
     """
 
-    floats: tuple[float, ...]
-    integers: tuple[int, ...]
+    floats: tuple[float, ...] = ()
+    integers: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.floats or self.integers or self.sizes)
+
+    def __or__(self, other: "GraphNumbers") -> "GraphNumbers":
+        return GraphNumbers(
+            _sorted({*self.floats, *other.floats}),
+            _sorted({*self.integers, *other.integers}),
+            _sorted({*self.sizes, *other.sizes}),
+        )
+
+    def __sub__(self, other: "GraphNumbers") -> "GraphNumbers":
+        return GraphNumbers(
+            _sorted({*self.floats} - {*other.floats}),
+            _sorted({*self.integers} - {*other.integers}),
+            _sorted({*self.sizes} - {*other.sizes}),
+        )
 
 
 def graph_numbers(graph: fx.Graph, tensors: Mapping[str, Tensor]) -> GraphNumbers:
@@ -52,14 +75,21 @@ def graph_numbers(graph: fx.Graph, tensors: Mapping[str, Tensor]) -> GraphNumber
     """
     floats: set[float] = set()
     integers: set[int] = set()
+    sizes: set[int] = set()
     for node in graph.nodes:
-        if node.op == "call_function":
+        if node.op == "call_function" and isinstance(node.meta.get("val"), (int, torch.SymInt)):
+            sizes.update(n for n in node.args if isinstance(n, int) and n > 1 and node.target in _SIZE_ARITHMETIC)
+        elif node.op == "call_function":
             values = (*_scalars(node), *_stored(node, tensors))
             if _reads_floats(node):
                 floats.update(map(float, values))
             else:
                 integers.update(int(v) for v in values if float(v).is_integer())
-    return GraphNumbers(tuple(sorted(floats)), tuple(sorted(integers)))
+    return GraphNumbers(_sorted(floats), _sorted(integers), _sorted(sizes))
+
+
+def _sorted(numbers: set[T]) -> tuple[T, ...]:
+    return tuple(sorted(numbers))
 
 
 def _scalars(node: fx.Node) -> Iterator[float]:

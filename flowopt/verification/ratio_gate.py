@@ -69,8 +69,12 @@ def ratio_gate(
         found = f"error {error_there:.2e} against float64 in a row of scale {scale_there:.1e}"
     else:
         found, own_there = f"root mean square error {rms(error):.2e} against float64", rms(own)
-    message = f"{found} is {ratio:.1f} times what is allowed; the original's own there is {own_there:.2e}"
+    message = f"{found} is {_times(ratio)} times what is allowed; the original's own there is {own_there:.2e}"
     return figures, [Finding("ratio", output, case, message)]
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio < 1e5 else f"{ratio:.1e}"
 
 
 def _beyond_reach(evidence: OutputEvidence, candidate: Tensor, allowed: Tensor) -> int:

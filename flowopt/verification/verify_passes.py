@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import final
 
+from flowopt.analysis.graph_numbers import graph_numbers
 from flowopt.errors import InternalError
 from flowopt.ir.fingerprint import fingerprint
 from flowopt.pipeline.instrument import PassRun
@@ -17,7 +18,8 @@ from flowopt.verification.classes.approximate import judged_approximation
 from flowopt.verification.classes.on_domain import DomainCheck
 from flowopt.verification.evidence import Evidence, collect_evidence
 from flowopt.verification.inputs.case_budget import DEFAULT_BUDGET_TFLOP
-from flowopt.verification.inputs.cases import Case
+from flowopt.verification.inputs.cases import Case, quick_recipes
+from flowopt.verification.inputs.numbers import cases_of_numbers
 from flowopt.verification.inputs.selected_cases import selected_cases
 from flowopt.verification.levels import Level
 from flowopt.verification.limits import SITE_LIMITS, Limits, site_limits
@@ -185,6 +187,17 @@ class VerifyPasses:
         yield from natural.judge(run, rewritten, natural.evidence if domain is None else domain.evidence)
         if domain is not None:
             yield from domain.outside()
+        elif self._level == "full":
+            yield from self._at_new_numbers(run, rewritten)
+
+    def _at_new_numbers(self, run: PassRun, rewritten: Rewritten) -> Iterator[Judged]:
+        """Numbers that the rewritten program names, and the one before did not."""
+        assert self.original is not None
+        before, after = (graph_numbers(p.graph, p.tensors) for p in (run.before, run.after))
+        cases = cases_of_numbers(self.original, after - before, quick_recipes(self.original)[0], self._seed)
+        if cases:
+            natural = self._natural_track()
+            yield from natural.judge(run, rewritten, collect_evidence(self.original, seed=self._seed, cases=cases))
 
     def _at_sites(self, run: PassRun, rewritten: Rewritten, domain: DomainCheck | None) -> Iterator[Finding | str]:
         cases = site_cases(

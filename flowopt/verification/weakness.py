@@ -5,14 +5,11 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from flowopt.report.verdict import STRESSED, Figures
+from flowopt.report.verdict import STRESSED, Figures, best_figures
 from flowopt.verification.limits import weak_power
 
 # Decisions that rounding may turn either way: above this share of an output nothing is decided about it.
 _MOST_UNDECIDED = 0.5
-# Kinds of numbers that the model is for. What drowns in an offset is seen again where everything is a thousand times
-# larger, and that says nothing about them.
-_ORDINARY = ("normal", "uniform", "example", "data")
 
 
 def weak_outputs(
@@ -25,25 +22,16 @@ def weak_outputs(
         dtypes: of the outputs, by name.
         narrowest: floating dtype of the model's values: what was rounded to it on the way stays so rounded.
     """
-    best: dict[str, Figures] = {}
+    found = [one for one in figures if not one.regime.startswith(STRESSED)]
+    best = best_figures(found)
     decided: dict[str, float] = {}
-    for one in figures:
-        if one.regime.startswith(STRESSED):
-            continue
-        if one.output not in best or _rank(one) < _rank(best[one.output]):
-            best[one.output] = one
+    for one in found:
         if one.elements:
             share = one.undecided / one.elements
             decided[one.output] = min(decided.get(one.output, 1.0), share)
     return [
         text for name, one in best.items() if (text := _weakness(one, decided.get(name, 0.0), dtypes[name], narrowest))
     ]
-
-
-def _rank(figures: Figures) -> tuple[bool, bool, float]:
-    """Ordinary numbers come first, where anything is in scope."""
-    is_blind = math.isinf(figures.power)
-    return is_blind, figures.regime not in _ORDINARY, figures.power
 
 
 def _weakness(best: Figures, undecided: float, dtype: torch.dtype, narrowest: torch.dtype) -> str:

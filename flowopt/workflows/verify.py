@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from flowopt.analysis.graph_numbers import GraphNumbers, graph_numbers
 from flowopt.errors import MalformedModel, MissingDependency, UserError
 from flowopt.formats.limits import DEFAULT_LIMITS, Limits
 from flowopt.program.loading.load import Trust, load
@@ -82,6 +83,7 @@ def verify(
         seed,
         budget_tflop=case_budget,
         data=user_cases(original, _data(inputs)) if inputs is not None else (),
+        numbers=graph_numbers(other.graph, other.tensors) if isinstance(other, Program) else GraphNumbers(),
     )
     with strict_float32():
         found = collect_evidence(

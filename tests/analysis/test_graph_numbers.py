@@ -45,3 +45,20 @@ def test_bounds_that_are_stored() -> None:
 def test_axes_sizes_and_large_tables_are_none() -> None:
     found = numbers(lambda m, x: x.reshape(3, 2).sum(1).softmax(0) @ m.table[:3], torch.randn(2, 3))
     assert found == GraphNumbers((), ())
+
+
+def test_what_sizes_are_divided_by() -> None:
+    program = capture(
+        Holding(lambda m, x: x.sum(0) / ((x.shape[0] + 11) // 12)).eval(),
+        (torch.randn(8, 3),),
+        dynamic={"x": {0: "rows"}},
+        dims={"rows": (1, 30)},
+    )
+    assert {11, 12} <= set(graph_numbers(program.graph, program.tensors).sizes)
+
+
+def test_they_add_up_and_are_told_apart() -> None:
+    one, other = GraphNumbers((0.5,), (3,), (12,)), GraphNumbers((0.5, 0.25), (), (7, 12))
+    assert one | other == GraphNumbers((0.25, 0.5), (3,), (7, 12))
+    assert other - one == GraphNumbers((0.25,), (), (7,))
+    assert not (one - one) and (other - one)

@@ -325,3 +325,23 @@ def test_scalars_are_one_row() -> None:
 
 def test_the_tolerance_of_the_twin_is_the_designs() -> None:
     assert TWIN_TOLERANCE == 1e-9
+
+
+def test_the_message_tells_of_the_row_that_is_worst() -> None:
+    """A row of tiny numbers that lost all its digits, beside one that is fine and whose errors are far larger."""
+    oracle = rows().double()
+    oracle[2] *= 1e-6
+    known = evidence(oracle, own=1e-13)
+    candidate = known.original.clone()
+    candidate[0, 3] += 4e-7
+    candidate[2, 3] += 3e-8
+    (finding,) = compare("y", "traced", known, candidate, None).findings
+    assert finding.gate == "ratio"
+    assert "error 3.00e-08 against float64 in a row of scale 1." in finding.message
+    assert "e-06 is " in finding.message and "own there is 1.00e-13" in finding.message
+
+
+def test_a_ratio_of_many_digits_is_written_short() -> None:
+    known = evidence(torch.zeros(4, 64, dtype=torch.float64), own=0.0)
+    (finding,) = compare("y", "traced", known, known.original + 1.0, None).findings
+    assert len(finding.message) < 150

@@ -259,3 +259,20 @@ def test_a_rewrite_to_the_captured_sizes_is_caught_at_the_others() -> None:
     record = judged(captured(torch.sin), substitute(aten.sin.default, build))
     assert record.outcome == "reverted"
     assert "does not run" in record.reason or "no longer runs" in record.reason
+
+
+def test_a_number_that_only_the_rewrite_names_is_tried() -> None:
+    """sin, but for one number that no random input holds; at level full."""
+
+    def build(edit: Edit, node: fx.Node) -> fx.Node:
+        is_it = edit.call(aten.eq.Scalar, node.args[0], 37.25)
+        return edit.call(aten.where.self, is_it, node.args[0], edit.call(aten.sin.default, node.args[0]))
+
+    class Bare(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sin(x)
+
+    program = capture(Bare().eval(), (torch.randn(4, 6),), dynamic={"x": {0: "batch"}}, dims={"batch": (1, 32)})
+    (record,) = run_passes(program, [substitute(aten.sin.default, build)], [VerifyPasses(level="full")]).records
+    assert record.outcome == "reverted"
+    assert "named-new" in record.reason

@@ -1,7 +1,7 @@
 """The input cases of level ``full``: numbers, ids, masks and sizes that wrong rewrites were seen to survive without."""
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Final, final
@@ -9,18 +9,19 @@ from typing import Final, final
 import torch
 from torch import Generator, Tensor
 
-from flowopt.analysis.graph_numbers import graph_numbers
+from flowopt.analysis.graph_numbers import GraphNumbers, graph_numbers
 from flowopt.analysis.input_roles import Kind
 from flowopt.program.program import Program
 from flowopt.verification.inputs.batch_samples import sample_plans
 from flowopt.verification.inputs.case import Case
 from flowopt.verification.inputs.case_plan import CasePlan
-from flowopt.verification.inputs.case_sizes import longest, longest_cases, size_cases, small_odd, within
+from flowopt.verification.inputs.case_sizes import longest, longest_cases, named_sizes, size_cases, small_odd, within
 from flowopt.verification.inputs.cases import quick_recipes
 from flowopt.verification.inputs.chained import chained_plans
 from flowopt.verification.inputs.first_float import first_float
 from flowopt.verification.inputs.integers import IntegerPattern
 from flowopt.verification.inputs.masks import ORDINARY_MASKS
+from flowopt.verification.inputs.numbers import named_recipes, near_stored_rows, roomy, stored_rows
 from flowopt.verification.inputs.recipe import Recipe, free_roles, hidden_score, made
 from flowopt.verification.inputs.regimes import fitted, regimes_of
 
@@ -28,7 +29,7 @@ REGIMES: Final = tuple(regimes_of(torch.float32))
 """Names of the regimes of level ``full``, ordinary numbers first."""
 
 _JOINT_MAXIMUM: Final = "joint-maximum"
-_LARGEST_NAMED: Final = 1e6
+_NO_NUMBERS: Final = GraphNumbers()
 # These need no case of their own where sizes vary. Both they and their sizes are seen by all that is not special.
 _REGIMES_OF_SIZES: Final = {"two": "uniform", "odd": "wide-rows", "above": "outliers"}
 _NATURAL: Final = ("normal", "uniform")
@@ -48,7 +49,7 @@ _HIDDEN: Final = {
 }
 
 
-def full_cases(program: Program, seed: int) -> tuple[Case, ...]:
+def full_cases(program: Program, seed: int, also: GraphNumbers = _NO_NUMBERS) -> tuple[Case, ...]:
     """The whole battery, the cases of level ``quick`` first and the joint maximum of all dimensions last.
 
     Sizes: every free dimension takes 1 (or its minimum), 2, an odd size, a prime, its traced size and those beside it,
@@ -62,16 +63,17 @@ def full_cases(program: Program, seed: int) -> tuple[Case, ...]:
     Args:
         program: whose inputs are made.
         seed: of the values; with the name of a case it decides all of them.
+        also: numbers that count beside those of the program: what a candidate names, it may get wrong.
     """
-    return tuple(plan.make() for plan in planned_cases(program, seed))
+    return tuple(plan.make() for plan in planned_cases(program, seed, also))
 
 
-def planned_cases(program: Program, seed: int) -> tuple[CasePlan, ...]:
+def planned_cases(program: Program, seed: int, also: GraphNumbers = _NO_NUMBERS) -> tuple[CasePlan, ...]:
     """The battery before any input is allocated: names and sizes."""
     quick = quick_recipes(program)
     plans = [CasePlan(r.name, r.sizes, partial(made, program, r, seed)) for r in quick]
     prime = next(plan for plan in plans if plan.name == "prime")
-    battery = _Battery(program, quick)
+    battery = _Battery(program, graph_numbers(program.graph, program.tensors) | also, quick)
     plans += [_planned(program, recipe, seed) for recipe in battery.small()]
     plans += sample_plans(program, prime)
     plans += chained_plans(program, quick[0], seed)
@@ -88,10 +90,11 @@ def _planned(program: Program, recipe: Recipe, seed: int) -> CasePlan:
 class _Battery:
     """Recipes beyond those of level ``quick``, for what a program reads."""
 
-    def __init__(self, program: Program, quick: Iterable[Recipe]) -> None:
+    def __init__(self, program: Program, numbers: GraphNumbers, quick: Iterable[Recipe]) -> None:
         roles = free_roles(program)
         self._dims = program.dims
-        self._numbers = graph_numbers(program.graph, program.tensors)
+        self._program, self._numbers = program, numbers
+        self._stored_rows = stored_rows(program)
         self._kinds = {role.kind for role in roles.values()}
         self._has_wide = any(role.kind is Kind.INTEGERS and not role.is_index for role in roles.values())
         self._injects = Kind.FEATURES not in self._kinds and first_float(program) is not None
@@ -105,7 +108,7 @@ class _Battery:
     def small(self) -> list[Recipe]:
         """All but the longest."""
         first = len(self._recipes)
-        for group in (self._sizes, self._regimes, self._integers, self._named, self._masks):
+        for group in (self._sizes, self._regimes, self._integers, self._named, self._stored, self._masks):
             for recipe in group():
                 self._add(recipe)
         return self._recipes[first:]
@@ -120,7 +123,7 @@ class _Battery:
         return self._recipes[first:]
 
     def _sizes(self) -> Iterator[Recipe]:
-        for name, sizes in size_cases(self._dims):
+        for name, sizes in (*size_cases(self._dims), *named_sizes(self._dims, self._numbers.sizes)):
             yield self._recipe(name, sizes, _REGIMES_OF_SIZES.get(name, "normal"))
 
     def _regimes(self) -> Iterator[Recipe]:
@@ -142,20 +145,18 @@ class _Battery:
         elif Kind.INTEGERS in self._kinds:
             yield replace(self._recipe("integers-edges", self._small_odd()), integers="edges", is_natural=False)
         if self._has_wide:
-            yield replace(self._recipe("integers-wide", self._small_odd()), integers="wide", is_natural=False)
+            yield replace(self._recipe("integers-wide", roomy(self._dims)), integers="wide", is_natural=False)
 
     def _named(self) -> Iterator[Recipe]:
         """Numbers that the graph itself names."""
-        floats = self._numbers.floats if Kind.FEATURES in self._kinds else ()
-        integers = self._numbers.integers if self._kinds & {Kind.INDICES, Kind.INTEGERS} else ()
-        if not floats and not integers:
-            return
-        recipe = replace(self._recipe("named", self._small_odd()), is_natural=False)
-        if floats:
-            recipe = replace(recipe, regime="named", fill=partial(_named_numbers, floats))
-        if integers:
-            recipe = replace(recipe, indices="named", integers="named", named=integers)
-        yield recipe
+        yield from named_recipes(self._program, self._numbers, self._recipe("named", {}))
+
+    def _stored(self) -> Iterator[Recipe]:
+        """Rows that the model itself stores: a table of prototypes is for numbers that are close to them."""
+        if self._stored_rows:
+            recipe = self._recipe("stored-rows", self._small_odd())
+            fill = partial(near_stored_rows, self._stored_rows)
+            yield replace(recipe, regime="stored-rows", fill=fill, is_natural=False)
 
     def _alike(self) -> None:
         """A capacity, or a count, is reached where every place of a long row asks for the same."""
@@ -218,22 +219,6 @@ def _filled(regime: str, shape: tuple[int, ...], generator: Generator, dtype: to
     made = fitted(regime, shape, generator, dtype)
     # Two inputs must not have their zeros, scales and NaN in the same places: one would hide the other.
     return made.roll(filled, 0) if filled and made.dim() else made
-
-
-def _named_numbers(
-    named: Sequence[float], shape: tuple[int, ...], generator: Generator, dtype: torch.dtype, filled: int
-) -> Tensor:
-    """About every second one is named, beside a named one, or half-way between multiples of it or of its inverse."""
-    steps = torch.arange(-3, 3) + 0.5
-    each = torch.tensor(named, dtype=torch.float64)
-    halves = torch.cat([torch.outer(each, steps).flatten(), torch.outer(1 / each, steps).flatten()])
-    chosen = torch.cat([each, -each, each - 2**-6, each + 2**-6, halves])
-    chosen = chosen[chosen.abs() <= min(_LARGEST_NAMED, torch.finfo(dtype).max)]
-    made = torch.randn(shape, generator=generator, dtype=torch.float64)
-    if chosen.numel() == 0:
-        return made.to(dtype)
-    drawn = chosen[torch.randint(chosen.numel(), shape, generator=generator)]
-    return torch.where(torch.rand(shape, generator=generator) < 0.5, drawn, made).to(dtype)
 
 
 def _alike_rows(shape: tuple[int, ...], generator: Generator, dtype: torch.dtype, filled: int) -> Tensor:

@@ -13,6 +13,7 @@ _TILES = (16, 32)
 _MOST_TRIED = 64
 _UNBOUNDED = 128
 _LEAST_LONG = 17
+_MOST_NAMED = 3
 
 
 def within(dim: Dim, size: int) -> int:
@@ -52,6 +53,20 @@ def size_cases(dims: Sequence[Dim]) -> Iterator[tuple[str, dict[str, int]]]:
         yield name, {d.name: _beside(d, i, names[(i + turn) % len(names)]) for i, d in enumerate(dims)}
     for turn, name in enumerate(("tiles", "tiles-turned")):
         yield name, {d.name: within(d, _TILES[(i + turn) % len(_TILES)]) for i, d in enumerate(dims)}
+
+
+def named_sizes(dims: Sequence[Dim], numbers: Iterable[int]) -> Iterator[tuple[str, dict[str, int]]]:
+    """Every dimension at numbers that sizes are divided by, and one more, with the others small; where it may be.
+
+    Args:
+        dims: the free dimensions.
+        numbers: the smaller ones count first.
+    """
+    for dim in dims:
+        for number in [n for n in sorted(numbers) if within(dim, n) == n and n > 1][:_MOST_NAMED]:
+            for size in (number, number + 1):
+                if within(dim, size) == size:
+                    yield f"{size}-{dim.name}", small_odd(dims) | {dim.name: size}
 
 
 def longest_cases(dims: Sequence[Dim]) -> Iterator[tuple[str, dict[str, int]]]:

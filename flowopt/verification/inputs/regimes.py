@@ -83,6 +83,16 @@ def outliers(shape: tuple[int, ...], generator: Generator) -> Tensor:
     return torch.where(torch.rand(shape, generator=generator) < 0.01, 1000.0 * value, value)
 
 
+def offset_rows(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Normal, each row (last axis) around a number of its own: where an exponential saturates, or a square is large."""
+    value = torch.randn(shape, generator=generator)
+    if value.dim() == 0 or value.numel() == 0:
+        return value
+    offsets = torch.tensor([15.0, -15.0, 300.0, -4.0, 60.0, -90.0])
+    rows = value.reshape(-1, value.shape[-1])
+    return (rows + offsets[torch.arange(rows.shape[0]) % len(offsets)].unsqueeze(-1)).reshape(shape)
+
+
 def zeros(shape: tuple[int, ...], generator: Generator) -> Tensor:
     """Zero everywhere."""
     return torch.zeros(shape)
@@ -129,6 +139,7 @@ def regimes_of(dtype: torch.dtype) -> dict[str, Regime]:
         "large": large_normal,
         "huge": partial(_scaled, scale=min(1e4, room)),
         "constant-rows": constant_rows,
+        "offset-rows": offset_rows,
         # Eight steps of the dtype at the offset, so that the noise is more than rounding.
         "offset-noise": partial(_offset_noise, offset=(top := min(1e4, room)), noise=max(1e-2, 8 * limits.eps * top)),
         "zeros": zeros,

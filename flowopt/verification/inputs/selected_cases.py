@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Final
 
+from flowopt.analysis.graph_numbers import GraphNumbers
 from flowopt.program.program import Program
 from flowopt.verification.inputs.battery import planned_cases
 from flowopt.verification.inputs.case_budget import DEFAULT_BUDGET_TFLOP, within_budget
@@ -12,10 +13,17 @@ from flowopt.verification.inputs.cases import Case, quick_cases
 from flowopt.verification.levels import Level
 
 _LARGEST: Final = "joint-maximum"
+_NO_NUMBERS: Final = GraphNumbers()
 
 
 def selected_cases(
-    program: Program, level: Level, seed: int, *, budget_tflop: float = DEFAULT_BUDGET_TFLOP, data: Iterable[Case] = ()
+    program: Program,
+    level: Level,
+    seed: int,
+    *,
+    budget_tflop: float = DEFAULT_BUDGET_TFLOP,
+    data: Iterable[Case] = (),
+    numbers: GraphNumbers = _NO_NUMBERS,
 ) -> tuple[tuple[Case, ...], tuple[str, ...]]:
     """Cases to run, and a sentence for each that is skipped because it is too large.
 
@@ -27,8 +35,11 @@ def selected_cases(
         seed: of the values.
         budget_tflop: the most floating point operations of one run, in 10^12.
         data: cases of the user's own.
+        numbers: that a candidate names, for level ``full``.
     """
-    named: list[Case | CasePlan] = [*(quick_cases(program, seed) if level == "quick" else planned_cases(program, seed))]
+    named: list[Case | CasePlan] = [
+        *(quick_cases(program, seed) if level == "quick" else planned_cases(program, seed, numbers))
+    ]
     largest = [plan for plan in named if plan.name == _LARGEST]
     others = [plan for plan in named if plan.name != _LARGEST]
     example = _example(program) if level == "full" else ()

@@ -64,7 +64,9 @@ class TestWhole:
 
     def test_without_dimensions_ids_and_masks_only_numbers_vary(self) -> None:
         cases = by_name(fixed())
-        names = {"traced", "smallest", "prime", "special", *REGIMES[1:]} - {"negative"}  # smallest is negative
+        names = {"traced", "smallest", "prime", "special", *REGIMES[1:], "stored-rows"} - {
+            "negative"
+        }  # smallest is negative
         assert set(cases) == names
         assert {case.label for case in cases.values()} == names
 
@@ -205,3 +207,16 @@ def test_every_case_runs() -> None:
     for case in full_cases(program, 0):
         (found,) = program.run_named(case.inputs).values()
         assert found.shape == case.inputs["x"].shape
+
+
+def test_what_sizes_are_divided_by_is_a_size_of_its_own() -> None:
+    class Tiles(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum(1) / ((x.shape[1] + 11) // 12)
+
+    program = capture(
+        Tiles().eval(), (torch.zeros(2, 8, 6),), dynamic={"x": {0: "batch", 1: "sequence"}}, dims=dict(DIMS)
+    )
+    sizes = {case.sizes["sequence"] for case in full_cases(program, 0)}
+    assert {11, 12, 13} <= sizes
+    assert all(1 <= size <= 64 for size in sizes)

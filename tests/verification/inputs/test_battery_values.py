@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flowopt.analysis.graph_numbers import GraphNumbers
 from flowopt.program.capture import capture
 from flowopt.verification.inputs.battery import REGIMES, full_cases
 from flowopt.verification.inputs.case import Case
@@ -92,13 +93,29 @@ class TestIdsAndMasks:
 
     def test_integers_that_index_nothing_leave_the_range_of_the_example(self) -> None:
         class Hashed(nn.Module):
+            def forward(self, x: Tensor, keys: Tensor, others: Tensor) -> Tensor:
+                return x + keys % 7 + others % 3
+
+        program = capture(Hashed().eval(), (torch.zeros(60), torch.arange(60), torch.arange(60) + 100))
+        inputs = by_name(program)["integers-wide"].inputs
+        keys, others = inputs["keys"], inputs["others"]
+        assert keys.min() < -(2**24) and keys.max() > 2**31 and keys.abs().max() <= 2**40 + 2**33
+        assert bool((keys.abs() < 100).any())
+        # Inside one input and from one to the other: equal, equal as float32 alone, equal as int32 alone.
+        for left, right in ((keys[::2], keys[1::2]), (keys, others)):
+            assert bool((left == right).any())
+            assert bool(((left != right) & (left.float() == right.float())).any())
+            assert bool(((left != right) & (left.int() == right.int())).any())
+
+    def test_narrow_integers_stay_in_their_dtype(self) -> None:
+        class Hashed(nn.Module):
             def forward(self, x: Tensor, keys: Tensor) -> Tensor:
                 return x + keys % 7
 
-        program = capture(Hashed().eval(), (torch.zeros(40), torch.arange(40)))
-        wide = by_name(program)["integers-wide"].inputs["keys"]
-        assert wide.min() < -(2**24) and wide.max() > 2**31 and wide.abs().max() <= 2**40
-        assert bool((wide.abs() < 100).any())
+        for dtype, lowest, highest in ((torch.int8, -128, 127), (torch.uint8, 0, 255), (torch.int32, -(2**31), 2**31)):
+            program = capture(Hashed().eval(), (torch.zeros(60), torch.arange(2, 62).to(dtype)))
+            keys = by_name(program)["integers-wide"].inputs["keys"].long()
+            assert lowest <= int(keys.min()) and int(keys.max()) <= highest and int(keys.max()) > highest // 4
 
     def test_numbers_that_the_graph_names(self) -> None:
         class Naming(nn.Module):
@@ -111,14 +128,52 @@ class TestIdsAndMasks:
             def forward(self, x: Tensor, ids: Tensor) -> Tensor:
                 return torch.bucketize(x, self.edges) + torch.round(x * 16) / 16 + (ids != 1437)
 
-        inputs = (torch.zeros(500), torch.randint(0, 2000, (500,)))
-        named = by_name(capture(Naming().eval(), inputs))["named"]
-        x = named.inputs["x"]
-        assert all(bool((x == number).any()) for number in (0.1875, -1.3125, 16.0, 0.5 / 16, 1.5 / 16, 16 - 2**-6))
-        ids = named.inputs["ids"]
-        assert all(bool((ids == one).any()) for one in (1436, 1437, 1438))
-        assert len(ids.unique()) > 100 and len(x.unique()) > 100
-        assert not named.is_natural
+        # The example's ids are all larger than the one that the graph names.
+        program = capture(Naming().eval(), (torch.zeros(100), torch.randint(2000, 3000, (100,))))
+        for seed in range(3):
+            cases = {case.name: case for case in full_cases(program, seed)}
+            x, ids = (cases["named"].inputs[name] for name in ("x", "ids"))
+            assert all(bool((x == number).any()) for number in (0.1875, -1.3125, 16.0, 16 - 2**-6, 16 + 2**-6))
+            assert all(bool((ids == one).any()) for one in (1436, 1437, 1438))
+            assert len(ids.unique()) > 40 and len(x.unique()) > 40
+            halves = cases["named-halves"].inputs["x"]
+            assert all(bool((halves == number).any()) for number in (0.5 / 16, 1.5 / 16, -0.5 / 16, 8.0))
+            assert not cases["named"].is_natural and not cases["named-halves"].is_natural
+
+    def test_ids_of_a_table_that_the_graph_names_stay_inside_it(self) -> None:
+        class Padded(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.table = nn.Embedding(50, 4)
+
+            def forward(self, ids: Tensor) -> Tensor:
+                return self.table(ids) * (ids != 31).unsqueeze(-1) * (ids != 4000).unsqueeze(-1)
+
+        ids = by_name(capture(Padded().eval(), (torch.randint(0, 9, (20,)),)))["named"].inputs["ids"]
+        assert bool((ids == 31).any()) and int(ids.max()) < 50
+
+    def test_what_a_candidate_names_counts_too(self) -> None:
+        program = capture(Applied(torch.tanh).eval(), (torch.zeros(20, 5),))
+        assert "named" not in by_name(program)
+        cases = {case.name: case for case in full_cases(program, 0, GraphNumbers(floats=(37.25,)))}
+        assert bool((cases["named"].inputs["x"] == 37.25).any())
+
+    def test_rows_that_the_model_stores(self) -> None:
+        class Prototypes(nn.Module):
+            rows: Tensor
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("rows", 300 + torch.randn(6, 8))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return (x.unsqueeze(-2) - self.rows).square().sum(-1)
+
+        module = Prototypes()
+        x = by_name(capture(module.eval(), (torch.zeros(9, 8),)))["stored-rows"].inputs["x"]
+        distances = (x.unsqueeze(1) - module.rows).square().sum(-1).sqrt()
+        assert float(distances.min(1).values.max()) < 0.1 < float(distances.max(1).values.min())
+        assert len(distances.argmin(1).unique()) > 2
 
     def test_one_row_at_every_place_of_a_long_dimension(self) -> None:
         x = battery()["alike-sequence"].inputs["x"]
