@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from flowopt.ir.text import graph_text
 from flowopt.passes.cleanup.canonicalize_aten import CanonicalizeAten
+from flowopt.passes.cleanup.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from flowopt.passes.fold.fold_batch_norm import FoldBatchNorm
+from flowopt.passes.fold.fold_constants import FoldConstants
 from flowopt.passes.fold.fold_norm_affine import FoldNormAffine
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.capture import capture
@@ -57,11 +59,23 @@ def decomposed_layers() -> tuple[Program, RewritePass[Any]]:
     return decomposed(module, torch.zeros(2, 3, 5)), CanonicalizeAten()
 
 
+def normalised_weight() -> tuple[Program, RewritePass[Any]]:
+    module = nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))
+    return capture(module.eval(), (torch.zeros(2, 6),)), FoldConstants()
+
+
+def repeated_work() -> tuple[Program, RewritePass[Any]]:
+    module = Written(lambda m, x: (x.topk(2).values.exp() + 1.0) * (x.topk(2).values.exp() + 1.0) + x.topk(2).indices)
+    return capture(module.eval(), (torch.zeros(2, 6),)), EliminateCommonSubexpressions()
+
+
 GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "fold_batch_norm": conv_called_twice,
     "fold_norm_affine": norm_with_two_readers,
     "fold_norm_affine_written": written_rms_norm,
     "canonicalize_aten": decomposed_layers,
+    "fold_constants": normalised_weight,
+    "eliminate_common_subexpressions": repeated_work,
 }
 
 

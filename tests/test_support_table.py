@@ -4,7 +4,7 @@ Each row is tested on modules captured here and, marked slow, on archives of the
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, library, nn
 
 import flowopt
 from flowopt.errors import CaptureError, Untrusted, UserError
+from flowopt.report.passes import PassRecord
 from flowopt.testing import assert_equivalent
 from tests.zoo.randomise import randomise
 
@@ -150,12 +151,20 @@ def mutated_input(bench: Bench) -> None:
     assert [o.name for o in result.program.outputs] == ["output", "x.next"]
 
 
+FOLDED = {"fold-batch-norm": "kept", "fold-norm-affine": "kept"}
+
+
+def outcomes(records: Iterable[PassRecord]) -> dict[str, str]:
+    """Of the passes that changed something or were undone."""
+    return {r.name: r.outcome for r in records if r.outcome != "unchanged"}
+
+
 def half_precision(bench: Bench) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         module = randomise_in(Net(), dtype)
         program = bench.program(module, torch.randn(2, 3, 8, dtype=dtype))
         run = flowopt.Pipeline("exact").run(program)
-        assert [r.outcome for r in run.records] == ["unchanged", "kept", "kept"], [r.reason for r in run.records]
+        assert outcomes(run.records) == FOLDED, [r.reason for r in run.records]
         assert all(t.dtype is dtype for t in run.program.tensors.values())
 
 
@@ -174,7 +183,7 @@ def data_dependent_sizes(bench: Bench) -> None:
     randomise(module, seed=3)
     program = bench.program(module, torch.randn(2, 3, 8))
     run = flowopt.Pipeline("exact").run(program)
-    assert [r.outcome for r in run.records] == ["unchanged", "kept", "kept"], [r.reason for r in run.records]
+    assert outcomes(run.records) == FOLDED, [r.reason for r in run.records]
     assert run.records[-1].verdict
 
 

@@ -3,7 +3,15 @@
 from typing import Final
 
 PRESETS: Final[dict[str, tuple[str, ...]]] = {
-    "exact": ("canonicalize-aten", "fold-batch-norm", "fold-norm-affine"),
+    "exact": (
+        "canonicalize-aten",
+        "eliminate-no-ops",
+        "eliminate-common-subexpressions",
+        "simplify-shapes",
+        "fold-constants",
+        "fold-batch-norm",
+        "fold-norm-affine",
+    ),
     "none": ("canonicalize-aten",),
 }
 

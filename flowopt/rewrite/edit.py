@@ -16,6 +16,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flowopt.errors import InternalError
+from flowopt.ir.constants import node_value
 from flowopt.ir.float64 import raised_tensor
 from flowopt.ir.metadata import inherit, recorded_tensor
 from flowopt.program.program import Program
@@ -81,6 +82,27 @@ class Edit:
         node.meta["val"] = self._fake_mode.from_tensor(rounded, static_shapes=True)
         inherit(node, self._point, self._rewritten_by)
         return node
+
+    def evaluated(self, node: fx.Node) -> fx.Node:
+        """Store what a parameter-only node gives, bit for bit, and return the node that reads it.
+
+        Args:
+            node: is evaluated as the program itself would, in its own dtypes.
+        """
+        recorded = recorded_tensor(node)
+        if recorded is None:
+            raise InternalError(f"{node.name} has no recorded value")
+        value = node_value(node, self.program.read, {}, raised=self.program.raised)
+        unique = _unique(node.name, self.program)
+        # Memory of its own: a view would keep what it is made of. In the order of a dense one, which kernels go by: the
+        # product with a transposed matrix adds in another order than that with a copy.
+        self.program.tensors[unique] = value.detach().clone(memory_format=torch.preserve_format)
+        with self.program.graph.inserting_before(self._point):
+            made = self.program.graph.create_node("get_attr", unique)
+        like = torch.empty(recorded.shape, dtype=recorded.dtype, device=recorded.device)
+        made.meta["val"] = self._fake_mode.from_tensor(like, static_shapes=True)
+        inherit(made, self._point, self._rewritten_by)
+        return made
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """A new operator call before the current point, with its recorded value propagated.

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from flowopt.pipeline.presets import PRESETS
 from tests.cli.command import flowopt, model
 
 
@@ -65,5 +66,5 @@ def test_train_mode_needs_eval() -> None:
 def test_json_on_stdout_is_alone_there() -> None:
     ran = flowopt("explain", model("talking"), "--json", "-")
     report = json.loads(ran.out)
-    assert [p["name"] for p in report["passes"]] == ["canonicalize-aten", "fold-batch-norm", "fold-norm-affine"]
+    assert [p["name"] for p in report["passes"]] == list(PRESETS["exact"])
     assert ran.err == "a line that the model's own code prints\n"

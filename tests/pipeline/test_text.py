@@ -30,10 +30,9 @@ class TestPipelines:
         assert Pipeline(pipeline.text()).passes == pipeline.passes
 
     def test_skipped_passes_are_left_out(self) -> None:
-        assert [p.text() for p in parse_pipeline("exact", skip=["fold-batch-norm"])] == [
-            "canonicalize-aten",
-            "fold-norm-affine",
-        ]
+        whole = [p.text() for p in parse_pipeline("exact")]
+        left = [p.text() for p in parse_pipeline("exact", skip=["fold-batch-norm"])]
+        assert "fold-batch-norm" in whole and left == [text for text in whole if text != "fold-batch-norm"]
         assert [p.text() for p in parse_pipeline("fold-batch-norm:min_variance=0.5", skip=["fold-batch-norm"])] == [
             "canonicalize-aten"
         ]

@@ -1,0 +1,129 @@
+"""Remove operators that give what they read.
+
+    _to_copy(x) to x's own dtype and device, alias, detach, lift_fresh_copy     ->  x
+    slice(x) from the start to the end in steps of 1                            ->  x
+    dropout(x) in eval mode                                                     ->  x
+    view, reshape, expand to x's own shape; permute, transpose that move nothing ->  x
+    transpose(transpose(x)), permute(permute(x)) that undo each other           ->  x
+
+A site is an operator that does nothing; one that does something is none. Assertions that export leaves in a graph have
+no readers, and go with all dead code when a program enters a pipeline. A clone stays: what reads it may need its
+layout.
+
+Numerical effect: BITWISE.
+
+Refuses when:
+    graph-output            the value is an output of the model, and what it repeats is an input or a stored tensor, or
+                            an output too: the caller gets memory of its own
+
+Attributes of the matched operators:
+    _to_copy: dtype, device compared with the input's; layout and memory_format must not be given; pin_memory and
+    non_blocking irrelevant. slice: dim, start, end, step used. dropout, feature_dropout, alpha_dropout: train checked
+    to be False; p irrelevant then. view, reshape, expand: shapes compared. permute, transpose, t: axes used.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from flowopt.ir.metadata import recorded_tensor
+from flowopt.program.program import Program
+from flowopt.rewrite import Edit, Exactness, RewritePass, Site
+
+_aten = torch.ops.aten
+_ALIASES = {_aten.alias.default, _aten.detach.default, _aten.lift_fresh_copy.default}
+_DROPOUTS = {_aten.dropout.default, _aten.feature_dropout.default, _aten.alpha_dropout.default}
+_RESHAPES = {_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.expand.default}
+_ORDERS = {_aten.permute.default, _aten.transpose.int, _aten.t.default, _aten.mT.default, _aten.numpy_T.default}
+
+
+class EliminateNoOps(RewritePass[fx.Node]):
+    """Remove operators that give what they read."""
+
+    exactness: ClassVar[Exactness] = Exactness.BITWISE
+    anchors: ClassVar[tuple[Any, ...]] = (
+        _aten._to_copy.default,
+        *_ALIASES,
+        _aten.slice.Tensor,
+        *_DROPOUTS,
+        *_RESHAPES,
+        *_ORDERS,
+    )
+
+    def sites(self, program: Program) -> list[fx.Node]:
+        """Operators that do nothing."""
+        return [n for n in super().sites(program) if _repeated(n) is not None]
+
+    def check(self, site: Site) -> fx.Node:
+        source = _repeated(site.node)
+        assert source is not None  # a rewrite at another site changes no shape, dtype or order
+        outputs = site.program.graph.output_node().all_input_nodes
+        is_shared = source.op in ("placeholder", "get_attr") or source in outputs
+        message = f"{site.node.name} is an output of the model, and {source.name} is not its own to give"
+        site.require(not (site.node in outputs and is_shared), "graph-output", message, source)
+        return source
+
+    def rewrite(self, edit: Edit, plan: fx.Node) -> str:
+        edit.replace(edit.anchor, plan)
+        return f"{edit.anchor.target} gives what it reads"
+
+
+def _repeated(node: fx.Node) -> fx.Node | None:
+    """The value that a node gives again; None where it does something."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or not _is_same_type(node, source):
+        return None
+    if node.target is _aten._to_copy.default:
+        keeps = node.kwargs.get("layout") is None and node.kwargs.get("memory_format") is None
+        return source if keeps and _shape(node) == _shape(source) else None
+    if node.target in _DROPOUTS:
+        return source if node.args[2] is False else None
+    if node.target is _aten.slice.Tensor:
+        start, step = (node.args[i] if len(node.args) > i else default for i, default in ((2, None), (4, 1)))
+        return source if start in (None, 0) and step == 1 and _shape(node) == _shape(source) else None
+    if node.target in _ORDERS:
+        return _unmoved(node)
+    return source if node.target in _ALIASES or _shape(node) == _shape(source) else None
+
+
+def _is_same_type(node: fx.Node, source: fx.Node) -> bool:
+    after, before = recorded_tensor(node), recorded_tensor(source)
+    return after is not None and before is not None and (after.dtype, after.device) == (before.dtype, before.device)
+
+
+def _shape(node: fx.Node) -> tuple[str, ...]:
+    """Sizes as text: a free size is equal to itself, and asking costs no guard."""
+    value = recorded_tensor(node)
+    return () if value is None else tuple(map(str, value.shape))
+
+
+def _unmoved(node: fx.Node) -> fx.Node | None:
+    """The source of an order that moves nothing, or that the source's own order undoes."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    outer = _order(node)
+    if list(outer) == sorted(outer):
+        return source
+    before = source.args[0] if source.target in _ORDERS else None
+    if not isinstance(before, fx.Node):
+        return None
+    inner = _order(source)
+    return before if [inner[axis] for axis in outer] == list(range(len(outer))) else None
+
+
+def _order(node: fx.Node) -> Sequence[int]:
+    """For every axis of the node, the axis of its source that it is."""
+    value = recorded_tensor(node)
+    rank = 0 if value is None else value.dim()
+    axes: Any = node.args[1:]
+    if node.target is _aten.permute.default:
+        return [axis % rank for axis in axes[0]]
+    order = list(range(rank))
+    if node.target is _aten.numpy_T.default:
+        return order[::-1]
+    first, second = axes if node.target is _aten.transpose.int else (-2, -1)
+    if rank > 1:
+        order[first], order[second] = order[second], order[first]
+    return order
