@@ -115,6 +115,8 @@ class _Check:
     def claim(self, anchor: str, claim: Claim, region: Region, left_out: Container[str]) -> Iterator[Finding | str]:
         """Findings of one claim in all regimes but those left out, or the note why there can be none."""
         kinds = [kind for kind in self._kinds if kind not in left_out]
+        if not region.free:
+            kinds = kinds[:1]  # constants and integers are the same in all
         for start in range(0, len(kinds), _TOGETHER):
             yield from self._at_regimes(anchor, claim, region, kinds[start : start + _TOGETHER])
 
