@@ -232,7 +232,8 @@ class Foldable(nn.Module):
 def test_the_passes_of_flowopt_give_no_finding(dtype: torch.dtype) -> None:
     collected = Findings()
     records = run_passes(captured(Foldable(), dtype), Pipeline("exact").passes, [collected]).records
-    assert [r.outcome for r in records] == ["kept", "kept", "kept"], "every pass fires"
+    fired = {r.name for r in records if r.outcome == "kept"}
+    assert {"canonicalize-aten", "fold-batch-norm", "fold-norm-affine"} <= fired
     assert not collected.found
 
 
