@@ -36,7 +36,7 @@ class FoldConstants(RewritePass[fx.Node]):
     """
 
     exactness: ClassVar[Exactness] = Exactness.BITWISE
-    max_growth: int = 1 << 20
+    max_growth: int = 1048576
 
     def sites(self, program: Program) -> list[fx.Node]:
         """The last nodes of constant expressions that give one tensor."""
@@ -62,7 +62,7 @@ class FoldConstants(RewritePass[fx.Node]):
     def rewrite(self, edit: Edit, plan: fx.Node) -> str:
         count = sum(n.op == "call_function" for n in needed_nodes([plan], ()))
         edit.replace(plan, edit.evaluated(plan))
-        return f"{count} operators -> one stored tensor"
+        return f"{count} operator{'s' if count > 1 else ''} -> one stored tensor"
 
 
 def _freed_bytes(program: Program, node: fx.Node) -> int:
