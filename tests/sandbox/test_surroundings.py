@@ -149,10 +149,15 @@ class TestProcesses:
             written(pid_file)
             signal.pthread_kill(main, signal.SIGINT)
 
+        # A shell starts what it runs in the background with interrupts ignored.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         thread = threading.Thread(target=interrupt)
         thread.start()
-        with pytest.raises(KeyboardInterrupt):
-            run("sleep", pid_file=str(pid_file))
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                run("sleep", pid_file=str(pid_file))
+        finally:
+            signal.signal(signal.SIGINT, before)
         thread.join()
         assert has_ended(int(pid_file.read_text()))
 
