@@ -1,6 +1,6 @@
 """Judge kinds of mutants one by one.
 
-    python -m tests.mutation KIND... [--program NAME]
+    python -m tests.mutation KIND... [--program NAME] [--everywhere]
 
 Prints one line per mutant: its gate and the finding, ``equal`` where it cannot be seen, ``MISSED`` otherwise. Without
 kinds it runs all of them.
@@ -22,6 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description="Judge kinds of mutants.")
     parser.add_argument("kinds", nargs="*", metavar="KIND", help="such as bias-dropped; all when none is named")
     parser.add_argument("--program", choices=list(PROGRAMS), help="mutate this program only")
+    parser.add_argument("--everywhere", action="store_true", help="at every eligible node, not at some of them")
     options = parser.parse_args()
     unknown = [kind for kind in options.kinds if kind not in KINDS]
     if unknown:
@@ -29,7 +30,8 @@ def main() -> int:
     torch.set_num_threads(1)
     missed = False
     for name in [options.program] if options.program else PROGRAMS:
-        mutants = [m for m in population(name) if not options.kinds or m.kind in options.kinds]
+        all_mutants = population(name, everywhere=options.everywhere)
+        mutants = [m for m in all_mutants if not options.kinds or m.kind in options.kinds]
         judge = Judge(name) if mutants else None
         for mutant in mutants:
             assert judge is not None

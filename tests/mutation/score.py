@@ -9,6 +9,7 @@ from multiprocessing import get_context
 
 import torch
 
+from flowopt.errors import InternalError
 from flowopt.pipeline.instrument import PassRun
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.program import Program
@@ -120,7 +121,11 @@ class Judge:
             AssertionError: it changed nothing.
         """
         kept = _Kept()
-        (record,) = run_passes(self._program, [mutant], [kept, self._verifier]).records
+        try:
+            (record,) = run_passes(self._program, [mutant], [kept, self._verifier]).records
+        except InternalError as refused:
+            # The runner or the edit itself saw that it cannot be right: no program is left to look at.
+            return Judged(self._name, mutant.kind, mutant.node, "refused", refused.message)
         assert kept.program is not None, f"{mutant.text()} did not fire"
         mutated = kept.program
         missed_by = self._sample.missed_by(mutated)
