@@ -10,10 +10,11 @@ from multiprocessing import get_context
 import torch
 
 from flowopt.errors import InternalError
+from flowopt.ir.evaluate import RUN_ERRORS
 from flowopt.pipeline.instrument import PassRun
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.program import Program
-from flowopt.verification.running import run_case
+from flowopt.verification.running import first_line, run_case
 from flowopt.verification.verify_passes import VerifyPasses
 from tests.mutation.excuses import excuse_of
 from tests.mutation.mutant import Mutant
@@ -123,9 +124,9 @@ class Judge:
         kept = _Kept()
         try:
             (record,) = run_passes(self._program, [mutant], [kept, self._verifier]).records
-        except InternalError as refused:
-            # The runner or the edit itself saw that it cannot be right: no program is left to look at.
-            return Judged(self._name, mutant.kind, mutant.node, "refused", refused.message)
+        except (InternalError, *RUN_ERRORS) as refused:
+            # The edit itself saw that it cannot be right, or its shapes do not fit: no program is left to look at.
+            return Judged(self._name, mutant.kind, mutant.node, "refused", first_line(refused))
         assert kept.program is not None, f"{mutant.text()} did not fire"
         mutated = kept.program
         missed_by = self._sample.missed_by(mutated)
