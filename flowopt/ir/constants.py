@@ -62,11 +62,10 @@ def node_values_together(
 ) -> list[dict[fx.Node, Value] | Exception]:
     """As ``node_values``, for several sets of given values: what depends on stored tensors alone is computed once.
 
+    Other arguments as there.
+
     Args:
-        nodes: what to compute.
-        read: the tensor of a name, raised already where ``raised`` is set.
         givens: each holds values of the same nodes.
-        raised: evaluate in float64, operator arguments included.
 
     Returns:
         For every set the values, or what an operator raised for it (one of ``RUN_ERRORS``); the others go on.

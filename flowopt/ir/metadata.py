@@ -68,6 +68,12 @@ def symbol_of(size: int | torch.SymInt) -> str | None:
     return str(expression) if expression.is_Symbol else None
 
 
+def sizes_as_text(node: Any) -> tuple[str, ...]:
+    """Sizes of a node's value, empty where it has none: a free size is equal to itself, and asking costs no guard."""
+    value = recorded_tensor(node)
+    return () if value is None else tuple(map(str, value.shape))
+
+
 def _relative_path(path: str) -> str:
     for marker in ("/site-packages/", "/dist-packages/"):
         if marker in path:

@@ -17,9 +17,9 @@ from flowopt.verification.behaviour.layout_check import check_layouts
 from flowopt.verification.classes.approximate import judged_approximation
 from flowopt.verification.classes.on_domain import DomainCheck
 from flowopt.verification.evidence import Evidence, collect_evidence
-from flowopt.verification.inputs.case_budget import DEFAULT_BUDGET_TFLOP
+from flowopt.verification.inputs.case_budget import DEFAULT_BUDGET_TFLOP, within_budget
 from flowopt.verification.inputs.cases import Case, quick_recipes
-from flowopt.verification.inputs.numbers import cases_of_numbers
+from flowopt.verification.inputs.numbers import plans_of_numbers
 from flowopt.verification.inputs.selected_cases import selected_cases
 from flowopt.verification.levels import Level
 from flowopt.verification.limits import SITE_LIMITS, Limits, site_limits
@@ -194,7 +194,10 @@ class VerifyPasses:
         """Numbers that the rewritten program names, and the one before did not."""
         assert self.original is not None
         before, after = (graph_numbers(p.graph, p.tensors) for p in (run.before, run.after))
-        cases = cases_of_numbers(self.original, after - before, quick_recipes(self.original)[0], self._seed)
+        plans = plans_of_numbers(self.original, after - before, quick_recipes(self.original)[0], self._seed)
+        kept, skipped = within_budget(self.original, plans, budget_tflop=self._budget_tflop)
+        yield from skipped
+        cases = [plan.make() for plan in kept]
         if cases:
             natural = self._natural_track()
             yield from natural.judge(run, rewritten, collect_evidence(self.original, seed=self._seed, cases=cases))

@@ -38,7 +38,7 @@ import torch
 from torch import fx
 
 from flowopt.analysis.axes import axis_order
-from flowopt.ir.metadata import recorded_tensor
+from flowopt.ir.metadata import sizes_as_text
 from flowopt.rewrite import Edit, Exactness, RewritePass, Site
 
 _aten = torch.ops.aten
@@ -134,19 +134,13 @@ def _product(site: Site) -> Product:
 
 def _repeated(stack: fx.Node) -> fx.Node | None:
     """The one matrix that a stack of matrices repeats: linear over a non-contiguous input decomposes to that."""
-    shape = _sizes(stack)[1:]
+    shape = sizes_as_text(stack)[1:]
     # Whatever the reshapes in between: repetitions of a matrix, cut into pieces of its shape, are that matrix.
     while stack.target is _aten.reshape.default:
         stack = stack.args[0]  # type: ignore[assignment]  # a reshape's input is a node
     matrix = stack.args[0] if stack.target is _aten.expand.default else None
-    is_whole = _sizes(matrix) == shape == _sizes(stack)[-2:]
+    is_whole = sizes_as_text(matrix) == shape == sizes_as_text(stack)[-2:]
     return matrix if isinstance(matrix, fx.Node) and is_whole else None
-
-
-def _sizes(node: Any) -> tuple[str, ...]:
-    """Sizes as text: a free size is equal to itself, and asking costs no guard."""
-    value = recorded_tensor(node)
-    return () if value is None else tuple(map(str, value.shape))
 
 
 def _transposed_from(matrix: fx.Node) -> fx.Node | None:

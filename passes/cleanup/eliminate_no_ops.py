@@ -18,17 +18,18 @@ Refuses when:
 
 Attributes of the matched operators:
     _to_copy: dtype, device compared with the input's; layout and memory_format must not be given; pin_memory and
-    non_blocking irrelevant. slice: dim, start, end, step used. dropout, feature_dropout, alpha_dropout: train checked
-    to be False; p irrelevant then. view, reshape, expand: shapes compared. permute, transpose, t: axes used.
+    non_blocking irrelevant. alias, detach, lift_fresh_copy: have none. slice: start, step used; dim and end irrelevant
+    where the shape stays. dropout, feature_dropout, alpha_dropout: train checked to be False; p irrelevant then.
+    view, reshape, expand: shapes compared; implicit irrelevant. permute, transpose, t: axes used.
 """
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
-from flowopt.ir.metadata import recorded_tensor
+from flowopt.analysis.axes import axis_order
+from flowopt.ir.metadata import recorded_tensor, sizes_as_text
 from flowopt.program.program import Program
 from flowopt.rewrite import Edit, Exactness, RewritePass, Site
 
@@ -36,7 +37,7 @@ _aten = torch.ops.aten
 _ALIASES = {_aten.alias.default, _aten.detach.default, _aten.lift_fresh_copy.default}
 _DROPOUTS = {_aten.dropout.default, _aten.feature_dropout.default, _aten.alpha_dropout.default}
 _RESHAPES = {_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.expand.default}
-_ORDERS = {_aten.permute.default, _aten.transpose.int, _aten.t.default, _aten.mT.default, _aten.numpy_T.default}
+_ORDERS = {_aten.permute.default, _aten.transpose.int, _aten.t.default}
 
 
 class EliminateNoOps(RewritePass[fx.Node]):
@@ -77,15 +78,15 @@ def _repeated(node: fx.Node) -> fx.Node | None:
         return None
     if node.target is _aten._to_copy.default:
         keeps = node.kwargs.get("layout") is None and node.kwargs.get("memory_format") is None
-        return source if keeps and _shape(node) == _shape(source) else None
+        return source if keeps and sizes_as_text(node) == sizes_as_text(source) else None
     if node.target in _DROPOUTS:
-        return source if node.args[2] is False else None
+        return source if node.args[2:] == (False,) else None
     if node.target is _aten.slice.Tensor:
         start, step = (node.args[i] if len(node.args) > i else default for i, default in ((2, None), (4, 1)))
-        return source if start in (None, 0) and step == 1 and _shape(node) == _shape(source) else None
+        return source if start in (None, 0) and step == 1 and sizes_as_text(node) == sizes_as_text(source) else None
     if node.target in _ORDERS:
         return _unmoved(node)
-    return source if node.target in _ALIASES or _shape(node) == _shape(source) else None
+    return source if node.target in _ALIASES or sizes_as_text(node) == sizes_as_text(source) else None
 
 
 def _is_same_type(node: fx.Node, source: fx.Node) -> bool:
@@ -93,37 +94,16 @@ def _is_same_type(node: fx.Node, source: fx.Node) -> bool:
     return after is not None and before is not None and (after.dtype, after.device) == (before.dtype, before.device)
 
 
-def _shape(node: fx.Node) -> tuple[str, ...]:
-    """Sizes as text: a free size is equal to itself, and asking costs no guard."""
-    value = recorded_tensor(node)
-    return () if value is None else tuple(map(str, value.shape))
-
-
 def _unmoved(node: fx.Node) -> fx.Node | None:
     """The source of an order that moves nothing, or that the source's own order undoes."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    outer = _order(node)
+    outer = axis_order(node)
+    if outer is None:
+        return None
     if list(outer) == sorted(outer):
         return source
-    before = source.args[0] if source.target in _ORDERS else None
-    if not isinstance(before, fx.Node):
+    before, inner = source.args[0] if source.args else None, axis_order(source)
+    if inner is None or not isinstance(before, fx.Node):
         return None
-    inner = _order(source)
     return before if [inner[axis] for axis in outer] == list(range(len(outer))) else None
-
-
-def _order(node: fx.Node) -> Sequence[int]:
-    """For every axis of the node, the axis of its source that it is."""
-    value = recorded_tensor(node)
-    rank = 0 if value is None else value.dim()
-    axes: Any = node.args[1:]
-    if node.target is _aten.permute.default:
-        return [axis % rank for axis in axes[0]]
-    order = list(range(rank))
-    if node.target is _aten.numpy_T.default:
-        return order[::-1]
-    first, second = axes if node.target is _aten.transpose.int else (-2, -1)
-    if rank > 1:
-        order[first], order[second] = order[second], order[first]
-    return order

@@ -16,6 +16,7 @@ Attributes of the matched operators:
     sym_size: the axis is used. Arithmetic with sizes: its recorded result is used.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -58,8 +59,8 @@ class SimplifyShapes(RewritePass[InputSize | fx.Node]):
     def check(self, site: Site) -> InputSize | fx.Node:
         graph, expression = site.program.graph, _expression(site.node)
         wanted = _input_sizes(graph).get(expression)
-        for node in _sizes(graph):
-            if node is not site.node and _expression(node) == expression and (wanted is None or _asks(node, wanted)):
+        for node in itertools.takewhile(lambda n: n is not site.node, _sizes(graph)):
+            if _expression(node) == expression and (wanted is None or _asks(node, wanted)):
                 return node
         assert wanted is not None  # or else an earlier node has the size
         return wanted

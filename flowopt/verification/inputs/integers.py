@@ -60,9 +60,9 @@ def integers(
 
 def mixed_with(made: Tensor, named: Tensor, generator: Generator) -> Tensor:
     """``made`` with every second element, at random places, taken from ``named`` in turn: each occurs where it can."""
-    places = torch.randperm(made.numel(), generator=generator)[: made.numel() // 2 + made.numel() % 2]
     if named.numel() == 0:
         return made
+    places = torch.randperm(made.numel(), generator=generator)[: made.numel() // 2 + made.numel() % 2]
     mixed = made.flatten().clone()
     mixed[places] = named[torch.arange(len(places)) % named.numel()]
     return mixed.reshape(made.shape)

@@ -12,7 +12,7 @@ from flowopt.analysis.graph_numbers import GraphNumbers
 from flowopt.analysis.input_roles import Kind
 from flowopt.ir.metadata import recorded_tensor
 from flowopt.program.program import Dim, Program
-from flowopt.verification.inputs.case import Case
+from flowopt.verification.inputs.case_plan import CasePlan
 from flowopt.verification.inputs.case_sizes import named_sizes, within
 from flowopt.verification.inputs.integers import mixed_with
 from flowopt.verification.inputs.recipe import Recipe, free_roles, made
@@ -49,8 +49,8 @@ def named_recipes(program: Program, numbers: GraphNumbers, like: Recipe) -> Iter
     yield replace(recipe, name=name, regime=regime, fill=partial(_halves, floats))
 
 
-def cases_of_numbers(program: Program, numbers: GraphNumbers, like: Recipe, seed: int) -> tuple[Case, ...]:
-    """Cases of numbers and sizes that a candidate names and the program does not.
+def plans_of_numbers(program: Program, numbers: GraphNumbers, like: Recipe, seed: int) -> tuple[CasePlan, ...]:
+    """Plans of cases of numbers and sizes that a candidate names and the program does not.
 
     Args:
         program: whose inputs are made.
@@ -59,8 +59,9 @@ def cases_of_numbers(program: Program, numbers: GraphNumbers, like: Recipe, seed
         seed: of the values.
     """
     recipes = list(named_recipes(program, numbers, replace(like, name="named-new")))
-    recipes += [replace(like, name=name, sizes=sizes) for name, sizes in named_sizes(program.dims, numbers.sizes)]
-    return tuple(made(program, recipe, seed) for recipe in recipes)
+    sizes = dict(named_sizes(program.dims, numbers.sizes))
+    recipes += [replace(like, name=name, sizes=one) for name, one in sizes.items()]
+    return tuple(CasePlan(r.name, r.sizes, partial(made, program, r, seed)) for r in recipes)
 
 
 def stored_rows(program: Program) -> dict[int, tuple[Tensor, ...]]:

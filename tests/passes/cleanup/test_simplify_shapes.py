@@ -81,6 +81,15 @@ def test_each_size_is_asked_once() -> None:
     assert asked(simplified(build)) == [("x", 0), ("x", 1)]
 
 
+def test_a_value_that_is_asked_before_the_input_is() -> None:
+    def build(sizes: Sizes) -> list[object]:
+        early = sizes.compute(operator.mul, sizes.ask("sin", 0), 7)
+        late = sizes.compute(operator.mul, sizes.ask("x", 0), sizes.ask("x", 1))
+        return [sizes.compute(operator.floordiv, sizes.compute(operator.mul, late, early), early), 6]
+
+    assert set(asked(simplified(build))) == {("x", 0), ("x", 1)}
+
+
 def test_arithmetic_that_ends_where_it_began() -> None:
     def build(sizes: Sizes) -> list[object]:
         eightfold = sizes.compute(operator.mul, sizes.ask("x", 1), 8)
