@@ -52,14 +52,15 @@ def explain(
     from flowopt.workflows.explain import explain as run
     from flowopt.workflows.pipelines import Pipeline
 
-    Pipeline(passes)
+    # A name that is wrong is found before the model is loaded.
+    pipeline = Pipeline(passes)
     for name in only or []:
         pass_class(name)
     with progress() as show:
         show(f"loading {model}")
         program = load_model(model, options)
         show("looking for rewrites")
-        report = run(program, passes=passes, only=only or [])
+        report = run(program, passes=pipeline, only=only or [])
     if json is not None:
         write_json(json, to_json(report))
     if json != STDOUT:

@@ -19,8 +19,8 @@ Passes = Annotated[
     str,
     typer.Option(
         "--passes",
-        metavar="PRESET|TEXT",
-        help="A preset, or passes in order: name:option=value,name. See flowopt passes.",
+        metavar="PRESET|TEXT|FILE.toml",
+        help="A preset, passes in order (name:option=value,name), or a file. See flowopt passes --help.",
     ),
 ]
 TrustOption = Annotated[

@@ -16,7 +16,18 @@ def passes(
     name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False, help="Show one in full.")] = None,
     debug: Debug = False,
 ) -> None:
-    """List the passes, or document one."""
+    """List the passes, or document one.
+
+    Other commands take a preset, passes in text form or a file: --passes exact, --passes my.toml.
+
+    \b
+    A text: fold-constants:max_growth=4194304,fold-batch-norm
+    A file, my.toml:
+      preset = "exact"         # or: passes = ["fold-constants", "fold-batch-norm"]
+      skip = ["simplify-shapes"]
+      [options.fold-constants]
+      max_growth = 4194304
+    """
     from flowopt.cli.render import Renderer
 
     if name is None:

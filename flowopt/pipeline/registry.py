@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from flowopt.errors import InternalError, UserError
+from flowopt.pipeline.nearest import nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def pass_class(name: str) -> type[Any]:
     """
     known = entries()
     if name not in known:
-        raise UserError(f"there is no pass {name!r}", hint=_nearest(name, known))
+        raise UserError(f"there is no pass {name!r}", hint=nearest(name, known, otherwise="flowopt passes lists them:"))
     entry = known[name]
     return getattr(importlib.import_module(entry.module), entry.class_name)  # type: ignore[no-any-return]
 
@@ -84,10 +85,3 @@ def _exactness(node: ast.ClassDef) -> str:
         if isinstance(statement.value, ast.Attribute):
             return statement.value.attr.lower().replace("_", "-")
     raise InternalError(f"{node.name} does not say its exactness")
-
-
-def _nearest(name: str, known: Mapping[str, PassEntry]) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"did you mean {', '.join(near)}?" if near else f"flowopt passes lists them: {', '.join(known)}"

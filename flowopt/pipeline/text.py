@@ -1,7 +1,7 @@
 """The text form of pipelines: ``fold-batch-norm,fold-norm-affine:option=value`` or the name of a preset."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from flowopt.errors import UserError
@@ -23,12 +23,20 @@ def parse_pipeline(text: str, *, skip: Iterable[str] = ()) -> list[Any]:
     items = list(PRESETS[text]) if text in PRESETS else [item.strip() for item in text.split(",") if item.strip()]
     if not items:
         raise UserError(f"--passes {text!r} names no pass", hint=f"presets: {', '.join(PRESETS)}")
-    if items[0].split(":")[0] != CANONICALIZE:
-        items.insert(0, CANONICALIZE)
+    return [parse_pass(item) for item in ordered(items, skip=skip)]
+
+
+def ordered(items: Sequence[str], *, skip: Iterable[str] = ()) -> list[str]:
+    """The texts of passes as they run: ``canonicalize-aten`` first, without those to skip.
+
+    Raises:
+        UserError: ``skip`` has an unknown name.
+    """
     unwanted = set(skip)
-    for name in unwanted - entries().keys():
+    for name in sorted(unwanted - entries().keys()):
         pass_class(name)  # raises, naming the nearest
-    return [parse_pass(item) for item in items if item.split(":")[0] not in unwanted]
+    first = [] if items[0].split(":")[0] == CANONICALIZE else [CANONICALIZE]
+    return [item for item in (*first, *items) if item.split(":")[0] not in unwanted]
 
 
 def parse_pass(text: str) -> Any:

@@ -31,6 +31,7 @@ class Report:
         source_sha256: digest of the file that it is; None where it is no file.
         trust: what that file was allowed to do: ``data``, ``weights`` or ``code``.
         passes: one record per pass, in order.
+        pipeline: those passes in text form, whatever form they were given in: ``--passes`` takes it again.
         census_before: operator to number of calls in the captured graph.
         census_after: the same after the last pass.
         census_lowered: the same in the lowered file; empty when nothing was lowered.
@@ -57,6 +58,7 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     source_sha256: str | None = None
     trust: str | None = None
+    pipeline: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def refusals(self, name: str | None = None) -> tuple[Refusal, ...]:

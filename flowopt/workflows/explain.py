@@ -1,6 +1,7 @@
 """Explain: every site of every pass, applied or refused, and why; nothing is verified or written."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from flowopt.errors import UserError
 from flowopt.ir.text import operator_census
@@ -12,20 +13,20 @@ from flowopt.workflows.pipelines import Pipeline
 from flowopt.workflows.versions import versions
 
 
-def explain(program: Program, *, passes: str = DEFAULT_PRESET, only: Iterable[str] = ()) -> Report:
+def explain(program: Program, *, passes: str | Path | Pipeline = DEFAULT_PRESET, only: Iterable[str] = ()) -> Report:
     """What the passes would do to ``program`` and why not elsewhere.
 
     The pipeline runs on a copy, without verification: a fold that a later pass needs is there for it.
 
     Args:
         program: never changed.
-        passes: preset or text form.
+        passes: preset, text form, a TOML file, or a Pipeline.
         only: names of passes to report; all by default.
 
     Raises:
         UserError: ``only`` names a pass that the pipeline lacks.
     """
-    pipeline = Pipeline(passes)
+    pipeline = passes if isinstance(passes, Pipeline) else Pipeline(passes)
     run = run_passes(program, pipeline.passes)
     wanted = set(only)
     missing = wanted - {p.pass_name() for p in pipeline.passes}
@@ -40,6 +41,7 @@ def explain(program: Program, *, passes: str = DEFAULT_PRESET, only: Iterable[st
         target="",
         source=program.provenance.source,
         passes=records,
+        pipeline=pipeline.text(),
         census_before=dict(operator_census(program.graph)),
         census_after=dict(operator_census(run.program.graph)),
         parameter_bytes=(program.parameter_bytes, run.program.parameter_bytes),

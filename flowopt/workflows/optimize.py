@@ -57,7 +57,7 @@ def optimize(
     *,
     target: str = "cpu",
     folder: str | Path | None = None,
-    passes: str | Pipeline = DEFAULT_PRESET,
+    passes: str | Path | Pipeline = DEFAULT_PRESET,
     skip: Iterable[str] = (),
     verify: VerifyMode = "each",
     require: Mapping[str, int] | None = None,
@@ -73,8 +73,8 @@ def optimize(
         program: never changed.
         target: ``cpu``, ``cuda`` (ONNX) or ``torch`` (``.pt2``).
         folder: of the artifact; ``<name of the source>.flowopt`` by default.
-        passes: preset, text form, or a Pipeline.
-        skip: names of passes to leave out.
+        passes: preset, text form, a TOML file, or a Pipeline.
+        skip: names of passes to leave out, beside those of a file.
         verify: ``each`` judges every pass and undoes those that fail; ``final`` judges the end only; ``off`` nothing.
         require: pass name to the smallest number of sites where it must have been applied and kept.
         dry_run: stop before lowering; nothing is written.
@@ -99,7 +99,7 @@ def optimize(
     evidence, run = rewritten(program, pipeline, checks)
     _require_applied(run.records, require or {})
     verdict = verdict_of_program(program, run, evidence, checks)
-    settings = _Settings(program, run, wanted_target)
+    settings = _Settings(program, run, wanted_target, pipeline.text())
     if dry_run or not (verdict or verdict.outcome is Outcome.NOT_VERIFIED):
         outcome = "dry-run" if dry_run else verdict.outcome.value
         return OptimizeResult(run.program, None, settings.report(outcome, None), verdict)
@@ -148,6 +148,7 @@ class _Settings:
     original: Program
     run: PipelineRun
     target: Target
+    pipeline: str
 
     def report(self, outcome: str, lowered: LoweredRun | None) -> Report:
         reverted = tuple(f"{r.name} was reverted: {r.reason}" for r in self.run.records if r.outcome == "reverted")
@@ -156,6 +157,7 @@ class _Settings:
             target=self.target.name,
             source=self.original.provenance.source,
             passes=self.run.records,
+            pipeline=self.pipeline,
             census_before=dict(operator_census(self.original.graph)),
             census_after=dict(operator_census(self.run.program.graph)),
             census_lowered=lowered.census if lowered is not None else {},

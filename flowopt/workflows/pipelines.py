@@ -1,9 +1,11 @@
 """Pipeline: passes in order, verified."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from flowopt.errors import UserError
+from flowopt.pipeline.pipeline_file import SUFFIX, parse_pipeline_file
 from flowopt.pipeline.runner import PipelineRun, run_passes
 from flowopt.pipeline.text import CANONICALIZE, parse_pass, parse_pipeline
 from flowopt.program.program import Program
@@ -15,16 +17,21 @@ Verify = Literal["each", "off"]
 
 
 class Pipeline:
-    """An ordered list of passes, by name, in text form or as objects, with or without verification.
+    """An ordered list of passes, by name, in text form, out of a file or as objects, with or without verification.
 
     ``Pipeline("exact")`` is a preset, ``Pipeline("fold-batch-norm,fold-norm-affine")`` its text form,
+    ``Pipeline("my.toml")`` (or a ``Path``) a file: see ``flowopt.pipeline.pipeline_file``.
     ``Pipeline(["fold-batch-norm", MyPass()])`` mixes names and objects. ``canonicalize-aten`` runs first even where
     it is not named: passes expect one spelling of every operator.
     """
 
-    def __init__(self, passes: str | Iterable[str | RewritePass[Any]], *, skip: Iterable[str] = ()) -> None:
+    def __init__(self, passes: str | Path | Iterable[str | RewritePass[Any]], *, skip: Iterable[str] = ()) -> None:
+        self.passes: tuple[RewritePass[Any], ...]
+        if isinstance(passes, Path) or (isinstance(passes, str) and passes.strip().endswith(SUFFIX)):
+            self.passes = tuple(parse_pipeline_file(Path(str(passes).strip()), skip=skip))
+            return
         if isinstance(passes, str):
-            self.passes: tuple[RewritePass[Any], ...] = tuple(parse_pipeline(passes, skip=skip))
+            self.passes = tuple(parse_pipeline(passes, skip=skip))
             return
         made = [_as_pass(p) for p in passes]
         if not made or made[0].pass_name() != CANONICALIZE:
