@@ -1,15 +1,12 @@
 """``flowopt passes``: what can be asked for by name. Read from the sources; nothing is imported."""
 
-import ast
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flowopt.cli.options import Debug
-from flowopt.errors import InternalError
-from flowopt.pipeline.registry import PassEntry, entries, pass_class
+from flowopt.pipeline.pass_source import read_pass_options
+from flowopt.pipeline.registry import entries, pass_entry
 
 
 def passes(
@@ -27,38 +24,20 @@ def passes(
       skip = ["simplify-shapes"]
       [options.fold-constants]
       max_growth = 4194304
+
+    An installed package brings passes of its own by entry points; they are named, listed and verified like flowopt's:
+
+    \b
+      [project.entry-points."flowopt.passes"]
+      my-pass = "my_package.my_module:MyPass"
+
+    A name that two packages bring is an error where it is asked for.
     """
     from flowopt.cli.render import Renderer
 
     if name is None:
         Renderer().passes(tuple(entries().values()))
         return
-    if name not in entries():
-        pass_class(name)  # raises, naming the nearest
-    Renderer().one_pass(entries()[name], pass_options(entries()[name]))
-
-
-def pass_options(entry: PassEntry) -> tuple[tuple[str, str, str], ...]:
-    """Name, default and documentation of every option of a pass: its dataclass fields, as written in its source."""
-    spec = find_spec(entry.module)
-    if spec is None or spec.origin is None:
-        raise InternalError(f"{entry.module} has no source file: the installation is broken")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == entry.class_name)
-    found = []
-    for statement, following in zip(body, [*body[1:], None], strict=True):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and _is_field(statement):
-            default = ast.unparse(statement.value) if statement.value is not None else ""
-            found.append((statement.target.id, default, _text(following)))
-    return tuple(found)
-
-
-def _is_field(statement: ast.AnnAssign) -> bool:
-    return "ClassVar" not in ast.unparse(statement.annotation)
-
-
-def _text(statement: ast.stmt | None) -> str:
-    """The string that documents the field above it."""
-    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-        return str(statement.value.value)
-    return ""
+    entry = pass_entry(name)
+    options = read_pass_options(entry.path, entry.class_name) if entry.path is not None else ()
+    Renderer().one_pass(entry, options)

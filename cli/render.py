@@ -21,8 +21,8 @@ from flowopt.cli.summary import (
     verify_headline,
 )
 from flowopt.formats.printable import printable, printable_lines
+from flowopt.pipeline.pass_entry import OWN_PACKAGE, PassEntry
 from flowopt.pipeline.presets import DEFAULT_PRESET, PRESETS
-from flowopt.pipeline.registry import PassEntry
 from flowopt.report.by_regime import by_output_and_regime
 from flowopt.report.passes import PassRecord
 from flowopt.report.report import Report
@@ -105,19 +105,28 @@ class Renderer:
     def passes(self, found: Sequence[PassEntry]) -> None:
         """The list of passes and presets."""
         self._line(f"{len(found)} passes; flowopt passes NAME documents one", style="bold")
-        self._table(["pass", "exactness", "summary"], [[e.name, e.exactness, e.summary] for e in found], words=3)
+        rows = [[e.name, e.exactness, e.summary, e.package] for e in found]
+        heads = ["pass", "exactness", "summary", "package"]
+        # While flowopt brings them all, a column would say nothing.
+        shown = len(heads) if any(e.package != OWN_PACKAGE for e in found) else len(heads) - 1
+        self._table(heads[:shown], [row[:shown] for row in rows], words=shown)
+        for entry in found:
+            if entry.problem:
+                self._line(f"{entry.name} cannot be used: {entry.problem}", style="yellow")
         rows = [[f"{n} (default)" if n == DEFAULT_PRESET else n, ", ".join(p)] for n, p in PRESETS.items()]
         self._table(["preset", "passes"], rows, words=2)
 
     def one_pass(self, entry: PassEntry, options: Sequence[tuple[str, str, str]]) -> None:
         """One pass: its documentation as written, then its options."""
         self._line(f"{entry.name} ({entry.exactness}): {entry.summary}", style="bold")
+        if entry.package != OWN_PACKAGE:
+            self._line(f"brought by the package {entry.package}: {entry.module}:{entry.class_name}")
         self._line()
         self._line(entry.documentation)
         if options:
             self._table(["option", "default", "meaning"], [list(option) for option in options], words=3)
             self._line(f"used as {entry.name}:{options[0][0]}={options[0][1]}")
-        else:
+        elif entry.path is not None:
             self._line("\nIt has no options.")
 
     def _passes(self, records: Sequence[PassRecord]) -> None:

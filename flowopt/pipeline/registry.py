@@ -1,9 +1,12 @@
-"""Find passes by convention: a pass's name is its file's name. Nothing is imported to list them."""
+"""Find passes by name: flowopt's by their files, others' by entry points. Nothing is imported to list them.
 
-import ast
+A name that two packages bring is nobody's: it is an error that names both, wherever that name is asked for. All other
+names, and commands that do not ask for it, go on as before; the list of passes shows the clash.
+"""
+
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,76 +15,76 @@ from typing import Any
 
 from flowopt.errors import InternalError, UserError
 from flowopt.pipeline.nearest import nearest
+from flowopt.pipeline.pass_entry import OWN_PACKAGE, PassEntry
+from flowopt.pipeline.pass_source import read_pass_source
+from flowopt.pipeline.plugins import plugin_class, plugin_entries
 
-
-@dataclass(frozen=True, slots=True)
-class PassEntry:
-    """What a pass's source says about it.
-
-    Attributes:
-        name: ``fold-batch-norm``.
-        family: folder below ``passes``: ``fold``.
-        module: ``flowopt.passes.fold.fold_batch_norm``.
-        class_name: ``FoldBatchNorm``.
-        exactness: ``exact``.
-        summary: first line of the class's docstring.
-        documentation: the module's docstring: equation, numerical effect, refusals.
-    """
-
-    name: str
-    family: str
-    module: str
-    class_name: str
-    exactness: str
-    summary: str
-    documentation: str
+__all__ = ["PassEntry", "entries", "pass_class", "pass_entry"]
 
 
 @cache
 def entries() -> Mapping[str, PassEntry]:
-    """Every pass that flowopt ships, by name."""
+    """Every pass that flowopt ships or an installed package brings, by name."""
     spec = find_spec("flowopt.passes")
     if spec is None or not spec.submodule_search_locations:
         raise InternalError("the package flowopt.passes is missing: the installation is broken")
     root = Path(next(iter(spec.submodule_search_locations)))
-    found = (_entry(path) for path in sorted(root.glob("*/*.py")) if not path.name.startswith("_"))
-    return MappingProxyType({e.name: e for e in found})
+    own = (_entry(path) for path in sorted(root.glob("*/*.py")) if not path.name.startswith("_"))
+    found = {e.name: e for e in own}
+    for entry in plugin_entries():
+        found[entry.name] = _clashing(found[entry.name], entry) if entry.name in found else entry
+    return MappingProxyType(found)
 
 
-def pass_class(name: str) -> type[Any]:
-    """The class of a pass by its name; imports torch.
+def pass_entry(name: str) -> PassEntry:
+    """What is known of a pass by its name; imports nothing.
 
     Raises:
-        UserError: no such pass; names the nearest ones.
+        UserError: no such pass, and the nearest names; or a name that cannot be used, and why.
     """
     known = entries()
     if name not in known:
-        raise UserError(f"there is no pass {name!r}", hint=nearest(name, known, otherwise="flowopt passes lists them:"))
-    entry = known[name]
+        hint = nearest(name, known, otherwise="flowopt passes lists them:")
+        raise UserError(f"there is no pass {name!r}", hint=hint)
+    if known[name].problem:
+        raise UserError(
+            f"the pass {name!r} cannot be used: {known[name].problem}",
+            hint=f"uninstall the package that should not bring it, or leave the pass out: --skip {name}",
+        )
+    return known[name]
+
+
+def pass_class(name: str) -> type[Any]:
+    """The class of a pass by its name; imports torch, and the package that brings the pass.
+
+    Raises:
+        UserError: as ``pass_entry``, or the package cannot be imported.
+    """
+    entry = pass_entry(name)
+    if entry.package != OWN_PACKAGE:
+        return plugin_class(entry)
     return getattr(importlib.import_module(entry.module), entry.class_name)  # type: ignore[no-any-return]
 
 
+def _clashing(one: PassEntry, other: PassEntry) -> PassEntry:
+    packages = f"{one.package} and {other.package}"
+    return replace(one, package=packages, problem=f"two packages bring it, {packages}")
+
+
 def _entry(path: Path) -> PassEntry:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     class_name = "".join(word.capitalize() for word in path.stem.split("_"))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == class_name:
-            return PassEntry(
-                name=path.stem.replace("_", "-"),
-                family=path.parent.name,
-                module=f"flowopt.passes.{path.parent.name}.{path.stem}",
-                class_name=class_name,
-                exactness=_exactness(node),
-                summary=(ast.get_docstring(node) or "").split("\n")[0],
-                documentation=ast.get_docstring(tree) or "",
-            )
-    raise InternalError(f"{path.name} defines no class {class_name}")
-
-
-def _exactness(node: ast.ClassDef) -> str:
-    for statement in node.body:
-        if not isinstance(statement, ast.AnnAssign) or getattr(statement.target, "id", "") != "exactness":
-            continue
-        if isinstance(statement.value, ast.Attribute):
-            return statement.value.attr.lower().replace("_", "-")
-    raise InternalError(f"{node.name} does not say its exactness")
+    source = read_pass_source(path, class_name)
+    if source is None:
+        raise InternalError(f"{path.name} defines no class {class_name}")
+    if not source.exactness:
+        raise InternalError(f"{class_name} does not say its exactness")
+    return PassEntry(
+        name=path.stem.replace("_", "-"),
+        family=path.parent.name,
+        module=f"flowopt.passes.{path.parent.name}.{path.stem}",
+        class_name=class_name,
+        exactness=source.exactness,
+        summary=source.summary,
+        documentation=source.documentation,
+        path=path,
+    )

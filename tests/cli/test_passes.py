@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from flowopt.cli.passes import pass_options
+from flowopt.pipeline.pass_source import read_pass_options
 from flowopt.pipeline.presets import PRESETS
 from flowopt.pipeline.registry import entries
 from tests.cli.command import flowopt
@@ -24,15 +24,21 @@ def test_shows_the_documentation_of_a_pass_as_it_is_written(name: str) -> None:
     assert entries()[name].documentation in ran.out
 
 
+def options_of(name: str) -> tuple[tuple[str, str, str], ...]:
+    entry = entries()[name]
+    assert entry.path is not None
+    return read_pass_options(entry.path, entry.class_name)
+
+
 def test_options_come_with_default_and_meaning() -> None:
-    options = {name: (default, meaning) for name, default, meaning in pass_options(entries()["fold-batch-norm"])}
+    options = {name: (default, meaning) for name, default, meaning in options_of("fold-batch-norm")}
     default, meaning = options["min_variance"]
     assert float(json.loads(default)) > 0
     assert "variance" in meaning
 
 
 def test_class_variables_are_no_options() -> None:
-    assert "anchors" not in [name for name, *_ in pass_options(entries()["fold-batch-norm"])]
+    assert "anchors" not in [name for name, *_ in options_of("fold-batch-norm")]
 
 
 def test_an_unknown_pass_suggests_the_nearest() -> None:
