@@ -1,4 +1,4 @@
-"""The command line: one command per file; only render.py imports rich."""
+"""The command line: one command per file; render_*.py say what is shown, and only render.py imports rich."""
 
 # The repository's root is on sys.path in development. Under its bare name this package would exist
 # a second time, and would shadow any other package called cli.

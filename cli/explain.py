@@ -47,7 +47,8 @@ def explain(
     options = load_options(trust, eval_mode, dynamic, factory, shape, inputs, limit)
     require_writable(json)
 
-    from flowopt.cli.render import Renderer, progress
+    from flowopt.cli.render import progress
+    from flowopt.cli.render_results import Renderer
     from flowopt.report.to_json import to_json
     from flowopt.workflows.explain import explain as run
     from flowopt.workflows.pipelines import Pipeline

@@ -88,7 +88,8 @@ def optimize(
     require_writable(json)
 
     from flowopt.cli.outcome import optimize_code
-    from flowopt.cli.render import Renderer, progress
+    from flowopt.cli.render import progress
+    from flowopt.cli.render_results import Renderer
     from flowopt.lowering.staging import Staging
     from flowopt.report.to_json import plain, to_json
     from flowopt.workflows.optimize import default_folder

@@ -33,11 +33,11 @@ def passes(
 
     A name that two packages bring is an error where it is asked for.
     """
-    from flowopt.cli.render import Renderer
+    from flowopt.cli.render_passes import render_pass, render_passes
 
     if name is None:
-        Renderer().passes(tuple(entries().values()))
+        render_passes(tuple(entries().values()))
         return
     entry = pass_entry(name)
     options = read_pass_options(entry.path, entry.class_name) if entry.path is not None else ()
-    Renderer().one_pass(entry, options)
+    render_pass(entry, options)

@@ -94,7 +94,8 @@ def verify(
     _require_applies(reference, candidate, options)
 
     from flowopt.cli.outcome import verdict_code
-    from flowopt.cli.render import Renderer, progress
+    from flowopt.cli.render import progress
+    from flowopt.cli.render_results import Renderer
     from flowopt.report.to_json import plain, to_json
     from flowopt.workflows.verify import verify as run
 

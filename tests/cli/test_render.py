@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from flowopt.cli.render import Renderer, progress
+from flowopt.cli.render import progress
+from flowopt.cli.render_results import Renderer
 from flowopt.report.verdict import Figures, Finding, Outcome, Verdict
 
 
