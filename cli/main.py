@@ -10,6 +10,7 @@ import typer
 import flowopt
 from flowopt.cli.explain import explain
 from flowopt.cli.failure import EXIT_INTERRUPTED, EXIT_IO, described, exit_code_of
+from flowopt.cli.inspect import inspect
 from flowopt.cli.optimize import optimize
 from flowopt.cli.passes import passes
 from flowopt.cli.verify import verify
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (optimize, explain, verify, passes):
+for command in (optimize, explain, verify, inspect, passes):
     app.command()(command)
 
 

@@ -72,6 +72,10 @@ class Screen:
         # Soft: the terminal wraps it, and a path or a command is copied in one piece.
         self._print(Text(printable_lines(text), style), soft_wrap=True)
 
+    def prose(self, text: str, style: str = "") -> None:
+        """Words on as many lines as the width asks for; nothing in them is to be copied."""
+        self._print(Text(printable_lines(text), style))
+
     def _print(self, what: RenderableType, *, soft_wrap: bool = False) -> None:
         # Captured, because rich fills lines with blanks up to the table's width, and because its own writing ends the
         # process with code 1, which means "different", when the reader of a pipe has seen enough.

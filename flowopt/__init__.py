@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from flowopt.rewrite.site import Site
     from flowopt.runtime.artifact import Artifact
     from flowopt.workflows.explain import explain
+    from flowopt.workflows.inspect import inspect_model
+    from flowopt.workflows.inspect_artifact import inspect_artifact
     from flowopt.workflows.optimize import OptimizeResult, optimize
     from flowopt.workflows.pipelines import Pipeline
     from flowopt.workflows.verify import verify
@@ -48,6 +50,8 @@ _HOME = {
     "Verdict": "flowopt.report.verdict",
     "capture": "flowopt.program.capture",
     "explain": "flowopt.workflows.explain",
+    "inspect_artifact": "flowopt.workflows.inspect_artifact",
+    "inspect_model": "flowopt.workflows.inspect",
     "load": "flowopt.program.loading.load",
     "optimize": "flowopt.workflows.optimize",
     "verify": "flowopt.workflows.verify",
@@ -75,6 +79,8 @@ __all__ = [
     "Verdict",
     "capture",
     "explain",
+    "inspect_artifact",
+    "inspect_model",
     "load",
     "optimize",
     "verify",

@@ -23,7 +23,11 @@ _DTYPES = {
 
 def interface_of(program: Program) -> dict[str, object]:
     """The interface of a program as plain JSON values, for ``report.json`` and the model's own metadata."""
-    interface = program.interface
+    return described_interface(program.interface)
+
+
+def described_interface(interface: Interface) -> dict[str, object]:
+    """An interface as plain JSON values; ``parsed_interface`` reads them back."""
     return {
         "inputs": [_described(one) for one in interface.inputs],
         "outputs": [_described(one) for one in interface.outputs],

@@ -156,3 +156,13 @@ def test_a_graph_of_another_wire_type_is_refused(wire: int) -> None:
     content = rich_model().SerializeToString()
     with pytest.raises(MalformedModel, match="wire type"):
         read_model(content + bytes([20 << 3 & 0x7F | wire | 0x80, 1]) + bytes(8 if wire == 1 else 4 if wire else 1))
+
+
+def test_operators_are_counted_in_all_graphs_and_functions_and_domains_have_versions() -> None:
+    found = read_model(rich_model().SerializeToString())
+    # One in each of the six branches and lists, the sparse one, the function's, and the training graph's.
+    assert found.census["", "Constant"] == 9
+    assert found.census["", "If"] == 2
+    assert found.census["com.microsoft", "Gelu"] == 1
+    assert sum(found.census.values()) == found.nodes
+    assert found.versions[""] == max(rich_model().opset_import[0].version, 21)

@@ -7,6 +7,7 @@ costs memory.
 Source: onnx/onnx.proto3 (field numbers), onnx/docs/IR.md (where graphs nest).
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,7 +15,7 @@ from typing import Final
 from flowopt.errors import MalformedModel
 from flowopt.formats.limits import DEFAULT_LIMITS, Limits
 from flowopt.formats.onnx.tensor import Place, TensorField, read_sparse, read_tensor
-from flowopt.formats.onnx.wire import BYTES, Data, Field, damaged, fields, require_wire, text
+from flowopt.formats.onnx.wire import BYTES, VARINT, Data, Field, damaged, fields, require_wire, text
 
 Operator = tuple[str, str]
 
@@ -26,6 +27,7 @@ class Message:
     children: Mapping[int, str] = field(default_factory=dict)
     texts: Mapping[int, str] = field(default_factory=dict)
     once: frozenset[int] = frozenset()
+    numbers: Mapping[int, str] = field(default_factory=dict)
 
 
 MESSAGES: Final[Mapping[str, Message]] = {
@@ -52,7 +54,7 @@ MESSAGES: Final[Mapping[str, Message]] = {
         frozenset({1, 10, 13}),
     ),
     "TrainingInfoProto": Message({1: "GraphProto", 2: "GraphProto"}, {}, frozenset({1, 2})),
-    "OperatorSetIdProto": Message({}, {1: "domain"}, frozenset({1, 2})),
+    "OperatorSetIdProto": Message({}, {1: "domain"}, frozenset({1, 2}), {2: "version"}),
 }
 
 
@@ -66,6 +68,8 @@ class OnnxModel:
         functions: domain and name of every function that the file defines.
         opsets: the domains that it imports.
         nodes: how many, in all graphs and functions.
+        census: how many nodes ask for each operator, in all graphs and functions.
+        versions: of each domain that it imports; the highest where functions import others.
     """
 
     tensors: tuple[TensorField, ...]
@@ -73,6 +77,8 @@ class OnnxModel:
     functions: frozenset[Operator]
     opsets: frozenset[str]
     nodes: int
+    census: Mapping[Operator, int] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -83,15 +89,16 @@ class _Level:
     rest: Iterator[Field]
     place: Place
     texts: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
     seen: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class _Found:
     tensors: list[TensorField] = field(default_factory=list)
-    operators: set[Operator] = field(default_factory=set)
+    census: Counter[Operator] = field(default_factory=Counter)
     functions: set[Operator] = field(default_factory=set)
-    opsets: set[str] = field(default_factory=set)
+    versions: dict[str, int] = field(default_factory=dict)
     nodes: int = 0
 
 
@@ -118,6 +125,9 @@ def read_model(data: Data, limits: Limits = DEFAULT_LIMITS) -> OnnxModel:
             level.seen.add(one.number)
         if one.number in message.texts:
             level.texts[message.texts[one.number]] = text(data, one)
+        if one.number in message.numbers:
+            require_wire(one, VARINT)
+            level.numbers[message.numbers[one.number]] = one.value
         child = message.children.get(one.number)
         if child is None:
             continue
@@ -135,10 +145,12 @@ def read_model(data: Data, limits: Limits = DEFAULT_LIMITS) -> OnnxModel:
         )
     return OnnxModel(
         tuple(found.tensors),
-        frozenset(found.operators),
+        frozenset(found.census),
         frozenset(found.functions),
-        frozenset(found.opsets),
+        frozenset(found.versions),
         found.nodes,
+        dict(found.census),
+        found.versions,
     )
 
 
@@ -153,11 +165,11 @@ def _finish(level: _Level, found: _Found) -> None:
     own = (level.texts.get("domain", ""), level.texts.get("op_type", level.texts.get("name", "")))
     if level.name == "NodeProto":
         found.nodes += 1
-        found.operators.add(own)
+        found.census[own] += 1
     elif level.name == "FunctionProto":
         found.functions.add(own)
     elif level.name == "OperatorSetIdProto":
-        found.opsets.add(own[0])
+        found.versions[own[0]] = max(found.versions.get(own[0], 0), level.numbers.get("version", 0))
 
 
 def _require_within(limits: Limits, depth: int, found: _Found) -> None:
