@@ -10,6 +10,7 @@ from flowopt.cli.json_file import STDOUT, require_writable, write_json
 from flowopt.cli.loading import LoadOptions, load_model, load_options
 from flowopt.cli.options import (
     DEFAULT_CASE_BUDGET,
+    Baseline,
     CaseBudget,
     Debug,
     Dynamic,
@@ -52,6 +53,7 @@ def optimize(
         list[str] | None,
         typer.Option("--require", metavar="NAME:COUNT", show_default=False, help="Exit 4 if applied at fewer sites."),
     ] = None,
+    baseline: Baseline = None,
     verify: Annotated[
         VerifyMode, typer.Option("--verify", help="Judge each pass, undoing those that fail; only the end; nothing.")
     ] = "each",
@@ -77,9 +79,14 @@ def optimize(
 
     Writes an artifact: the lowered model, its weights, and a report of what was rewritten, what was refused and why.
 
-    Exit codes: 0 verified, 1 different, 2 usage, 3 inconclusive, 4 a --require is not met, 65 malformed model,
-    66 no such model, 69 a backend is missing, 70 internal error, 73 cannot write, 74 disk, 77 refused by --trust,
-    130 interrupted.
+    Exit codes: 0 verified, 1 different, 2 usage, 3 inconclusive, 4 a --require or --baseline is not met, 65 malformed
+    model or baseline, 66 no such model or baseline, 69 a backend is missing, 70 internal error, 73 cannot write,
+    74 disk, 77 refused by --trust, 130 interrupted.
+
+    \b
+    Examples:
+      flowopt optimize model.pt2 --passes my.toml -o out
+      flowopt optimize model.pt2 -o new --baseline out/report.json
     """
     required = parse_require(require or [])
     if require_device and (dry_run or verify == "off"):
@@ -92,12 +99,14 @@ def optimize(
     from flowopt.cli.render_results import Renderer
     from flowopt.lowering.staging import Staging
     from flowopt.report.to_json import plain, to_json
+    from flowopt.workflows.baseline import Baseline as Least
     from flowopt.workflows.optimize import default_folder
     from flowopt.workflows.optimize import optimize as run
     from flowopt.workflows.pipelines import Pipeline
 
     # A name that is wrong is found before the model is loaded, a folder that is wrong before the model is verified.
     pipeline = Pipeline(passes, skip=skip or [])
+    least = Least.read(baseline) if baseline is not None else None
     for name in required:
         pass_class(name)
     with progress() as show:
@@ -114,6 +123,7 @@ def optimize(
             passes=pipeline,
             verify=verify,
             require=required,
+            baseline=least,
             dry_run=dry_run,
             seed=seed,
             level=level,

@@ -91,4 +91,13 @@ Json = Annotated[
         "--json", metavar="FILE|-", show_default=False, help="Write the result as JSON; - is stdout, without tables."
     ),
 ]
+Baseline = Annotated[
+    Path | None,
+    typer.Option(
+        "--baseline",
+        metavar="REPORT.json",
+        show_default=False,
+        help="Exit 4 if anything is worse than in this report of an earlier optimize.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -11,6 +11,7 @@ from flowopt.cli.json_file import STDOUT, require_writable, write_json
 from flowopt.cli.loading import LoadOptions, is_archive, is_weights, load_model, load_options
 from flowopt.cli.options import (
     DEFAULT_CASE_BUDGET,
+    Baseline,
     CaseBudget,
     Debug,
     Dynamic,
@@ -74,6 +75,7 @@ def verify(
     level: Level = "quick",
     case_budget: CaseBudget = DEFAULT_CASE_BUDGET,
     seed: Seed = 0,
+    baseline: Baseline = None,
     json: Json = None,
     debug: Debug = False,
 ) -> None:
@@ -83,7 +85,9 @@ def verify(
     At --level full also: every size of every free dimension, every kind of numbers, stressed weights, repeated calls,
     memory layouts, threads.
 
-    Exit codes: 0 equivalent, 1 different, 3 inconclusive; others as for optimize.
+    Exit codes: 0 equivalent, 1 different, 3 inconclusive, 4 a --baseline is not met; others as for optimize.
+
+    Example: flowopt verify model.pt2 out --baseline old/report.json
     """
     example, data = _example_and_data(inputs, (reference, candidate))
     options = load_options(trust, eval_mode, dynamic, factory, shape, example, limit)
@@ -97,8 +101,10 @@ def verify(
     from flowopt.cli.render import progress
     from flowopt.cli.render_results import Renderer
     from flowopt.report.to_json import plain, to_json
+    from flowopt.workflows.baseline import Baseline as Least
     from flowopt.workflows.verify import verify as run
 
+    least = Least.read(baseline) if baseline is not None else None
     limits = parse_limits(options.limit)
     with progress() as show:
         show("loading both models")
@@ -115,6 +121,7 @@ def verify(
             inputs=data,
             case_budget=case_budget,
             reproducer=reproducer,
+            baseline=least,
             on_progress=show,
         )
     code = verdict_code(verdict)

@@ -5,7 +5,7 @@
     │   └── CaptureError          2   the model cannot be captured as asked
     ├── Different                 1   the numbers differ (raised only by ``flowopt.testing`` and ``strict``)
     ├── Inconclusive              3   nothing could be decided
-    ├── RequirementNotMet         4   a ``--require`` asked for more rewrites than were applied
+    ├── RequirementNotMet         4   fewer rewrites than ``--require`` asks for, or worse than ``--baseline``
     ├── MalformedModel           65   the file is not what it claims to be
     ├── ModelNotFound            66   no such file, module or factory
     ├── MissingDependency        69   an optional package is absent
@@ -95,7 +95,7 @@ class Inconclusive(FlowoptError):
 
 @final
 class RequirementNotMet(FlowoptError):
-    """A ``--require name:count`` asked for more rewrites than were applied."""
+    """Fewer rewrites than ``--require name:count`` asks for, or something worse than in the ``--baseline``."""
 
     exit_code = 4
 

@@ -64,7 +64,8 @@ def lower_and_verify(
         target: backend and device.
         folder: the artifact's; an artifact that lies there stays whole until the new one is complete.
         evidence: of the original; None: nothing is verified.
-        report: makes the text of ``report.json`` out of the outcome; called right before the commit.
+        report: makes the text of ``report.json`` out of the outcome; called right before the commit, and
+            what it raises prevents it.
         level: of the file's verification; ONNX Runtime's optimisation levels beside the first are checked at it too.
         on_progress: gets one line per step.
 

@@ -22,6 +22,7 @@ from flowopt.runtime.interface import interface_of
 from flowopt.runtime.onnx_session import CUDA_PROVIDER
 from flowopt.verification.inputs.case_budget import DEFAULT_BUDGET_TFLOP
 from flowopt.verification.levels import Level, require_level
+from flowopt.workflows.baseline import Baseline, opened_baseline
 from flowopt.workflows.lower import LoweredRun, Progress, lower_and_verify
 from flowopt.workflows.pipelines import Pipeline
 from flowopt.workflows.verified_run import (
@@ -61,6 +62,7 @@ def optimize(
     skip: Iterable[str] = (),
     verify: VerifyMode = "each",
     require: Mapping[str, int] | None = None,
+    baseline: str | Path | Baseline | None = None,
     dry_run: bool = False,
     seed: int = 0,
     level: Level = "quick",
@@ -77,6 +79,8 @@ def optimize(
         skip: names of passes to leave out, beside those of a file.
         verify: ``each`` judges every pass and undoes those that fail; ``final`` judges the end only; ``off`` nothing.
         require: pass name to the smallest number of sites where it must have been applied and kept.
+        baseline: ``report.json`` of an earlier run: nothing may be worse than it says. A verdict that something
+            differs comes first.
         dry_run: stop before lowering; nothing is written.
         seed: of the verification's inputs.
         level: ``quick``, or ``full``: the whole battery of inputs, stressed weights, the lowered file's behaviour.
@@ -84,7 +88,8 @@ def optimize(
         on_progress: gets one line per step.
 
     Raises:
-        RequirementNotMet: fewer rewrites than required; nothing is written.
+        RequirementNotMet: fewer rewrites than required, or something worse than in the baseline; nothing is written.
+        MalformedModel, ModelNotFound: the baseline.
         CannotWrite: the folder.
         UserError: an unknown target or pass, or an operator that cannot be lowered.
     """
@@ -95,21 +100,33 @@ def optimize(
     for name in require or {}:
         pass_class(name)
     pipeline = passes if isinstance(passes, Pipeline) else Pipeline(passes, skip=skip)
+    least = None if baseline is None else opened_baseline(baseline, program)
+    if least is not None:
+        least.require_target(wanted_target.name)
     checks = Checks(verify, seed, level, case_budget, on_progress)
     evidence, run = rewritten(program, pipeline, checks)
     _require_applied(run.records, require or {})
     verdict = verdict_of_program(program, run, evidence, checks)
     settings = _Settings(program, run, wanted_target, pipeline.text())
     if dry_run or not (verdict or verdict.outcome is Outcome.NOT_VERIFIED):
-        outcome = "dry-run" if dry_run else verdict.outcome.value
-        return OptimizeResult(run.program, None, settings.report(outcome, None), verdict)
+        report = settings.report("dry-run" if dry_run else verdict.outcome.value, None)
+        if least is not None and (verdict or verdict.outcome is Outcome.NOT_VERIFIED):
+            least.require_met(report)
+        return OptimizeResult(run.program, None, report, verdict)
     path = Path(folder) if folder is not None else default_folder(program)
+
+    def accepted(done: LoweredRun) -> str:
+        made = settings.report(_outcome(wanted_target, done, run.records), done)
+        if least is not None:
+            least.require_met(made)
+        return to_json(made)
+
     lowered = lower_and_verify(
         run.program,
         wanted_target,
         path,
         evidence,
-        lambda done: to_json(settings.report(_outcome(wanted_target, done, run.records), done)),
+        accepted,
         level=level,
         on_progress=on_progress,
     )

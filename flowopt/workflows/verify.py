@@ -24,6 +24,7 @@ from flowopt.verification.levels import Level, require_level
 from flowopt.verification.precision import strict_float32
 from flowopt.verification.verify_outputs import Runner, verify_outputs
 from flowopt.verification.verify_program import check_program
+from flowopt.workflows.baseline import Baseline, opened_baseline
 
 Model = Program | Artifact | str | Path
 Data = Mapping[str, Tensor] | str | Path
@@ -41,6 +42,7 @@ def verify(
     inputs: Data | None = None,
     case_budget: float = DEFAULT_BUDGET_TFLOP,
     reproducer: str | Path | None = None,
+    baseline: str | Path | Baseline | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Verdict:
     """Compare a candidate with a reference: structure, specials, discrete outputs, rounding against float64.
@@ -58,9 +60,12 @@ def verify(
         inputs: cases of your own beside them: tensors by name, a ``.npz`` file, or a folder of such files.
         case_budget: in TFLOP; a case that costs the reference more is skipped and named.
         reproducer: file to which the inputs of the worst case are saved; give it as ``inputs`` to replay them.
+        baseline: ``report.json`` of an earlier run of ``optimize``: no output's errors may be much larger than it says.
+            A verdict that something differs comes first.
         on_progress: gets one line per step.
 
     Raises:
+        RequirementNotMet: the numbers can be trusted, but are worse than in the baseline.
         UserError: the reference is an artifact; its file has no float64 form.
         MissingDependency: the candidate's runtime, or the provider, is not here.
         FlowoptError: a model cannot be loaded.
@@ -73,6 +78,7 @@ def verify(
             why="the float64 oracle is made from the captured graph",
             hint="give the original archive or factory first, the artifact second",
         )
+    least = None if baseline is None else opened_baseline(baseline, original)
     other = _opened(candidate, trust, provider, limits)
     differences = _interface_differences(original, other)
     if differences:
@@ -104,6 +110,8 @@ def verify(
     worst = worst_case(verdict, evidence) if reproducer is not None else None
     if reproducer is not None and worst is not None:
         save_reproducer(Path(reproducer), worst, original)
+    if least is not None and verdict:
+        least.require_verdict_met(verdict)
     return verdict
 
 

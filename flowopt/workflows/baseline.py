@@ -1,0 +1,165 @@
+"""An earlier report as the least that a run has to reach."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
+
+from flowopt.errors import MalformedModel, ModelNotFound, RequirementNotMet, UserError
+from flowopt.formats.bounded_json import parse_json
+from flowopt.formats.limits import MEBIBYTE, Limits
+from flowopt.pipeline.text import CANONICALIZE
+from flowopt.program.interface import Interface
+from flowopt.program.program import Program
+from flowopt.report.baseline import grown_errors, regressions
+from flowopt.report.report import Report
+from flowopt.report.stored import StoredFigure, StoredReport, StoredVerdict, stored_report
+from flowopt.report.to_json import plain
+from flowopt.report.verdict import Verdict
+from flowopt.runtime.interface import parsed_interface
+
+_LIMITS: Final = Limits(json=64 * MEBIBYTE)
+# One screen.
+_MOST_LINES: Final = 20
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A report of the same model. Read one with ``Baseline.read``."""
+
+    path: Path
+    report: StoredReport
+
+    @staticmethod
+    def read(path: str | Path) -> "Baseline":
+        """The report in a file.
+
+        Raises:
+            ModelNotFound: no such file.
+            MalformedModel: no JSON, no report, one of another schema version, or more than 64 MiB.
+            UserError: a folder, or a file that cannot be read.
+        """
+        path = Path(path)
+        report = stored_report(parse_json(_content(path), what=str(path), limits=_LIMITS), what=str(path))
+        if not report.interface:
+            raise MalformedModel(
+                f"the baseline {path} does not say of which inputs and outputs it is",
+                hint="give a report of flowopt optimize: report.json of an artifact, or its --json",
+            )
+        return Baseline(path, report)
+
+    def require_model(self, program: Program) -> None:
+        """Refuse a baseline of another model: of one with other inputs, outputs or free dimensions.
+
+        Raises:
+            UserError: it is.
+            MalformedModel: what it says of them is not what flowopt writes.
+        """
+        try:
+            _require_same(self.path, parsed_interface(self.report.interface), program.interface)
+        except MalformedModel as error:
+            error.add_note(f"the baseline {self.path}")
+            raise
+
+    def require_target(self, target: str) -> None:
+        """Refuse a baseline of another target, whose operators and errors are others.
+
+        Raises:
+            UserError: it is.
+        """
+        if self.report.target != target:
+            raise UserError(
+                f"the baseline {self.path} is for target {self.report.target}, this run for {target}",
+                hint=f"give a report of an earlier run with --target {target}",
+            )
+
+    def require_met(self, report: Report) -> None:
+        """Compare a run of ``optimize``.
+
+        Raises:
+            RequirementNotMet: something is worse; names each thing.
+        """
+        now = stored_report(plain(report), what="this run's report")
+        self._require_nothing(regressions(self.report, now, respelling=[CANONICALIZE]))
+
+    def require_verdict_met(self, verdict: Verdict) -> None:
+        """Compare a run of ``verify`` with what the report says of the lowered file, at the level that it runs at.
+
+        Raises:
+            RequirementNotMet: an output's errors have grown.
+            UserError: no case of the verdict is in the report.
+        """
+        before = self._verdict()
+        now = [StoredFigure(one.output, one.case, one.ratio) for one in verdict.figures]
+        cases = {figure.case for figure in before.figures}
+        if not any(figure.case in cases for figure in now):
+            raise UserError(
+                f"the baseline {self.path} has no case that this run has",
+                why=f"it has {', '.join(sorted(cases)) or 'none: nothing lowered was verified'}",
+                hint="give a report of a verified run of flowopt optimize, with the same --level",
+            )
+        self._require_nothing(grown_errors(before.figures, now))
+
+    def _verdict(self) -> StoredVerdict:
+        of_level = [one for one in self.report.lowered if one.level == self.report.runtime_level]
+        return next(iter([*of_level, *self.report.lowered]), StoredVerdict("", "not-verified", ()))
+
+    def _require_nothing(self, worse: tuple[str, ...]) -> None:
+        if not worse:
+            return
+        more = [f"and {len(worse) - _MOST_LINES} more"] if len(worse) > _MOST_LINES else []
+        count = "1 thing is" if len(worse) == 1 else f"{len(worse)} things are"
+        raise RequirementNotMet(
+            f"{count} worse than in the baseline {self.path}",
+            why="\n".join([*worse[:_MOST_LINES], *more]),
+            hint="flowopt explain shows every site; where this is meant, make the new report.json the baseline",
+        )
+
+
+def opened_baseline(baseline: str | Path | Baseline, program: Program) -> Baseline:
+    """A baseline, read where it is a path, that is of this program; errors as above."""
+    least = baseline if isinstance(baseline, Baseline) else Baseline.read(baseline)
+    least.require_model(program)
+    return least
+
+
+def _content(path: Path) -> bytes:
+    if path.is_dir():
+        raise UserError(f"the baseline {path} is a folder", hint=f"give the report in it: {path / 'report.json'}")
+    if not path.is_file():
+        raise ModelNotFound(f"no baseline {path}", hint="an artifact's folder has one, called report.json")
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LIMITS.json + 1)
+    except OSError as error:
+        raise UserError(f"cannot read the baseline {path}: {error.strerror}", hint="check its permissions") from error
+    if len(raw) > _LIMITS.json:
+        raise MalformedModel(
+            f"the baseline {path} has more than {_LIMITS.json:,} bytes", hint="a report has a few MiB: check the path"
+        )
+    return raw
+
+
+def _require_same(path: Path, before: Interface, now: Interface) -> None:
+    for what, olds, news in (("input", before.inputs, now.inputs), ("output", before.outputs, now.outputs)):
+        old, new = {one.name: str(one) for one in olds}, {one.name: str(one) for one in news}
+        for name in dict.fromkeys([*old, *new]):
+            if old.get(name) != new.get(name):
+                raise _another(path, f"{what} {old.get(name, f'{name}: none')} there, {new.get(name, 'none')} here")
+    for name in dict.fromkeys([*before.dims, *now.dims]):
+        if before.dims.get(name) != now.dims.get(name):
+            raise _another(path, f"{name} is {_range(before, name)} there, {_range(now, name)} here")
+
+
+def _another(path: Path, difference: str) -> UserError:
+    return UserError(
+        f"the baseline {path} is of another model: {difference}",
+        hint="give a report of this model, captured with the same inputs and free dimensions",
+    )
+
+
+def _range(interface: Interface, name: str) -> str:
+    if name not in interface.dims:
+        return "not free"
+    low, high = interface.dims[name]
+    return f"{low}..{'' if high is None else high}"
