@@ -10,7 +10,7 @@ from flowopt.cli.json_file import STDOUT, require_writable, write_json
 from flowopt.cli.loading import LoadOptions, load_model, load_options
 from flowopt.cli.options import (
     DEFAULT_CASE_BUDGET,
-    Baseline,
+    BaselineOption,
     CaseBudget,
     Debug,
     Dynamic,
@@ -53,7 +53,7 @@ def optimize(
         list[str] | None,
         typer.Option("--require", metavar="NAME:COUNT", show_default=False, help="Exit 4 if applied at fewer sites."),
     ] = None,
-    baseline: Baseline = None,
+    baseline: BaselineOption = None,
     verify: Annotated[
         VerifyMode, typer.Option("--verify", help="Judge each pass, undoing those that fail; only the end; nothing.")
     ] = "each",
@@ -99,14 +99,14 @@ def optimize(
     from flowopt.cli.render_results import Renderer
     from flowopt.lowering.staging import Staging
     from flowopt.report.to_json import plain, to_json
-    from flowopt.workflows.baseline import Baseline as Least
+    from flowopt.workflows.baseline import Baseline
     from flowopt.workflows.optimize import default_folder
     from flowopt.workflows.optimize import optimize as run
     from flowopt.workflows.pipelines import Pipeline
 
     # A name that is wrong is found before the model is loaded, a folder that is wrong before the model is verified.
     pipeline = Pipeline(passes, skip=skip or [])
-    least = Least.read(baseline) if baseline is not None else None
+    least = Baseline.read(baseline) if baseline is not None else None
     for name in required:
         pass_class(name)
     with progress() as show:

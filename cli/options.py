@@ -91,7 +91,7 @@ Json = Annotated[
         "--json", metavar="FILE|-", show_default=False, help="Write the result as JSON; - is stdout, without tables."
     ),
 ]
-Baseline = Annotated[
+BaselineOption = Annotated[
     Path | None,
     typer.Option(
         "--baseline",

@@ -11,7 +11,7 @@ from flowopt.cli.json_file import STDOUT, require_writable, write_json
 from flowopt.cli.loading import LoadOptions, is_archive, is_weights, load_model, load_options
 from flowopt.cli.options import (
     DEFAULT_CASE_BUDGET,
-    Baseline,
+    BaselineOption,
     CaseBudget,
     Debug,
     Dynamic,
@@ -75,7 +75,7 @@ def verify(
     level: Level = "quick",
     case_budget: CaseBudget = DEFAULT_CASE_BUDGET,
     seed: Seed = 0,
-    baseline: Baseline = None,
+    baseline: BaselineOption = None,
     json: Json = None,
     debug: Debug = False,
 ) -> None:
@@ -101,10 +101,10 @@ def verify(
     from flowopt.cli.render import progress
     from flowopt.cli.render_results import Renderer
     from flowopt.report.to_json import plain, to_json
-    from flowopt.workflows.baseline import Baseline as Least
+    from flowopt.workflows.baseline import Baseline
     from flowopt.workflows.verify import verify as run
 
-    least = Least.read(baseline) if baseline is not None else None
+    least = Baseline.read(baseline) if baseline is not None else None
     limits = parse_limits(options.limit)
     with progress() as show:
         show("loading both models")

@@ -73,6 +73,19 @@ class Baseline:
                 hint=f"give a report of an earlier run with --target {target}",
             )
 
+    def require_verified(self) -> None:
+        """Refuse a baseline that has no errors of a lowered file to compare with.
+
+        Raises:
+            UserError: it is of a dry run, or of one with ``--verify off``.
+        """
+        if not self._verdict().figures:
+            raise UserError(
+                f"the baseline {self.path} has no errors to compare with",
+                why=f"its outcome is {self.report.outcome}: nothing lowered was verified",
+                hint="give a report of a verified run of flowopt optimize",
+            )
+
     def require_met(self, report: Report) -> None:
         """Compare a run of ``optimize``.
 
@@ -95,8 +108,8 @@ class Baseline:
         if not any(figure.case in cases for figure in now):
             raise UserError(
                 f"the baseline {self.path} has no case that this run has",
-                why=f"it has {', '.join(sorted(cases)) or 'none: nothing lowered was verified'}",
-                hint="give a report of a verified run of flowopt optimize, with the same --level",
+                why=f"it has {', '.join(sorted(cases))}",
+                hint="give a report of a run of flowopt optimize with the same --level",
             )
         self._require_nothing(grown_errors(before.figures, now))
 

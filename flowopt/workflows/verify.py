@@ -79,6 +79,8 @@ def verify(
             hint="give the original archive or factory first, the artifact second",
         )
     least = None if baseline is None else opened_baseline(baseline, original)
+    if least is not None:
+        least.require_verified()
     other = _opened(candidate, trust, provider, limits)
     differences = _interface_differences(original, other)
     if differences:

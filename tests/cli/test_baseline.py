@@ -1,6 +1,7 @@
 """``--baseline report.json``: exit code 4 with what is worse, other codes for what is no baseline."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,10 @@ def test_a_run_that_is_worse_is_exit_4_names_each_thing_and_writes_nothing(artif
 
 
 def test_an_artifact_that_lies_there_stays(artifact: Path, tmp_path: Path) -> None:
-    options = ("--verify", "off", "-o", "out")
-    assert flowopt("optimize", model("folding"), *options).code == 0
+    shutil.copytree(artifact, tmp_path / "out")
     before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
-    ran = flowopt("optimize", model("folding"), *options, "--baseline", "out/report.json", *FEWER)
-    assert ran.code == 4
+    options = ("--verify", "off", "-o", "out", "--baseline", "out/report.json")
+    assert flowopt("optimize", model("folding"), *options).code == 4
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
 
 
@@ -87,7 +87,7 @@ def test_an_improvement_is_exit_0(edited: Callable[..., Path]) -> None:
 def test_verification_that_is_left_out_is_worse(artifact: Path) -> None:
     ran = flowopt("optimize", model("folding"), "--verify", "off", "--baseline", artifact / "report.json")
     assert ran.code == 4
-    assert "outcome: not-verified, verified before" in ran.err
+    assert "1 thing is worse" in ran.err and "outcome: not-verified, verified before" in ran.err
 
 
 def test_python_raises_as_for_require(artifact: Path) -> None:
@@ -202,6 +202,12 @@ def shrink_errors(report: Any) -> None:
             figure["ratio"] = 0.01
 
 
+def rename_cases(report: Any) -> None:
+    for one in report["lowered"]:
+        for figure in one["verdict"]["figures"]:
+            figure["case"] = f"another {figure['case']}"
+
+
 def test_verify_compares_errors_with_those_of_the_lowered_file(artifact: Path, edited: Callable[..., Path]) -> None:
     same = flowopt("verify", model("folding"), artifact, "--baseline", artifact / "report.json")
     assert same.code == 0 and same.first.startswith("equivalent: ")
@@ -215,8 +221,16 @@ def test_verify_of_another_model_is_different_whatever_the_baseline(artifact: Pa
     assert ran.code == 1
 
 
-def test_verify_without_a_common_case_is_exit_2(artifact: Path, edited: Callable[..., Path]) -> None:
-    path = edited(lambda report: report.update(lowered=[]))
-    ran = flowopt("verify", model("folding"), artifact, "--baseline", path)
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda report: report.update(lowered=[]), "has no errors to compare with"),
+        (rename_cases, "has no case that this run has"),
+    ],
+)
+def test_verify_without_a_common_case_is_exit_2(
+    artifact: Path, edited: Callable[..., Path], change: Callable[[Any], None], complaint: str
+) -> None:
+    ran = flowopt("verify", model("folding"), artifact, "--baseline", edited(change))
     assert ran.code == 2
-    assert "has no case that this run has" in ran.err
+    assert complaint in ran.err and "base.json" in ran.err.splitlines()[0]
