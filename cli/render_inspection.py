@@ -29,7 +29,7 @@ def render_model(found: ModelInspection, model: str) -> None:
     _passes(screen, found.passes)
     screen.line()
     trust = f", read with --trust {found.trust}" if found.trust is not None else ""
-    screen.line(f"from {found.source}{trust}, captured by torch {found.torch_version}")
+    screen.prose(f"from {found.source}{trust}, captured by torch {found.torch_version}")
     if found.source_sha256 is not None:
         screen.line(f"sha256 {found.source_sha256}")
 
@@ -95,12 +95,8 @@ def _census(screen: Screen, census: Mapping[str, int]) -> None:
 
 
 def _passes(screen: Screen, passes: Sequence[PassFindings]) -> None:
-    rows = [
-        [one.name, one.exactness, str(one.applied), str(sum(one.refused.values())), _codes(one.refused)]
-        for one in passes
-    ]
-    heads = ["pass", "exactness", "fires", "refuses", "mostly"]
-    screen.table(heads, rows, words=2, last_is_words=True)
+    rows = [[one.name, str(one.applied), str(sum(one.refused.values())), _codes(one.refused)] for one in passes]
+    screen.table(["pass", "fires", "refuses", "mostly"], rows, words=1, last_is_words=True)
 
 
 def _codes(refused: Mapping[str, int]) -> str:
