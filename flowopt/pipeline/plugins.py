@@ -30,11 +30,24 @@ _UNREAD: Final = PassSource("", "its source is not here to be read; it is known 
 
 
 def plugin_entries() -> Iterator[PassEntry]:
-    """What installed packages declare, in the order of names; one that cannot be used says so in ``problem``."""
+    """What installed packages declare, in the order of names; one that cannot be used says so in ``problem``.
+
+    Raises:
+        UserError: the metadata of some installed package cannot be read; names the package.
+    """
     # It takes as long to import as all of --help, which lists no passes.
     from importlib.metadata import entry_points
 
-    yield from sorted((_entry(found) for found in entry_points(group=GROUP)), key=lambda e: (e.name, e.package))
+    try:
+        points = tuple(entry_points(group=GROUP))
+    # A file of metadata that is damaged or misspelled; its readers raise whatever comes.
+    except Exception as error:
+        raise UserError(
+            f"the entry points of the installed package {_damaged_package()} cannot be read",
+            why=f"{type(error).__name__}: {error}",
+            hint="install that package again, or uninstall it",
+        ) from error
+    yield from sorted((_entry(point) for point in points), key=lambda entry: (entry.name, entry.package))
 
 
 def plugin_class(entry: PassEntry) -> type[Any]:
@@ -68,6 +81,17 @@ def plugin_class(entry: PassEntry) -> type[Any]:
             hint=f'its entry point has to be: {found.pass_name()} = "{entry.module}:{entry.class_name}"',
         )
     return found
+
+
+def _damaged_package() -> str:
+    from importlib.metadata import distributions
+
+    for distribution in distributions():
+        try:
+            tuple(distribution.entry_points)
+        except Exception:  # noqa: BLE001  # the one that was looked for
+            return str(distribution.name or "unknown")
+    return "unknown"
 
 
 def _entry(point: "EntryPoint") -> PassEntry:

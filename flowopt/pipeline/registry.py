@@ -67,6 +67,8 @@ def pass_class(name: str) -> type[Any]:
 
 
 def _clashing(one: PassEntry, other: PassEntry) -> PassEntry:
+    if one.package == other.package:
+        return replace(one, problem=f"the package {one.package} declares it twice")
     packages = f"{one.package} and {other.package}"
     return replace(one, package=packages, problem=f"two packages bring it, {packages}")
 

@@ -1,6 +1,7 @@
 """``flowopt inspect``."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,15 @@ def test_an_unknown_pass_suggests_the_nearest_before_the_model_is_loaded() -> No
     ran = flowopt("inspect", model("broken"), "--passes", "fold-batchnorm")
     assert ran.code == 2
     assert "did you mean fold-batch-norm" in ran.err
+
+
+def test_what_a_report_says_cannot_speak_to_the_terminal(artifact: Path) -> None:
+    shutil.copytree(artifact, "copy")
+    report = json.loads(Path("copy/report.json").read_text())
+    hostile = "\x1b[2J\x07\u202e" + "a" * 100_000
+    report |= {"outcome": hostile, "warnings": [hostile], "versions": {hostile: hostile}}
+    Path("copy/report.json").write_text(json.dumps(report))
+    ran = flowopt("inspect", "copy")
+    assert ran.code == 0
+    assert all(char.isprintable() or char == "\n" for char in ran.out) and len(ran.out) < 40_000
+    assert r"\x1b[2J\x07\u202eaaa" in ran.out

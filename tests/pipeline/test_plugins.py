@@ -166,3 +166,22 @@ def test_a_class_of_another_name_or_kind_is_refused(install: Install) -> None:
     for name in ("no-pass", "no-class"):
         with pytest.raises(UserError, match="is no pass"):
             pass_class(name)
+
+
+def test_a_name_that_a_package_declares_twice_is_refused(install: Install, tmp_path: Path) -> None:
+    install("clamping-passes", POINTS, MODULES)
+    points = next((tmp_path / "packages").glob("*.dist-info")) / "entry_points.txt"
+    points.write_text(points.read_text() + "clamp-relu = clamping_passes:Other\n")
+    entries.cache_clear()
+    with pytest.raises(UserError, match="the package clamping-passes 1.2 declares it twice"):
+        pass_class("clamp-relu")
+
+
+@pytest.mark.parametrize("content", [b"[flowopt.passes]\nno value\n", b"\xff\xfe"])
+def test_metadata_that_cannot_be_read_names_its_package(install: Install, tmp_path: Path, content: bytes) -> None:
+    install("clamping-passes", POINTS, MODULES)
+    (next((tmp_path / "packages").glob("*.dist-info")) / "entry_points.txt").write_bytes(content)
+    entries.cache_clear()
+    ran = flowopt("passes")
+    assert (ran.code, ran.out) == (2, "")
+    assert "the entry points of the installed package clamping-passes cannot be read" in ran.err
