@@ -18,10 +18,11 @@ Attributes of the matched operators: every operator that computes one tensor out
 are used, because it is run.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import fx
 
+from flowopt.analysis.freed_bytes import freed_bytes
 from flowopt.ir.constants import is_parameter_only, needed_nodes
 from flowopt.ir.metadata import recorded_tensor
 from flowopt.program.program import Program
@@ -51,7 +52,7 @@ class FoldConstants(RewritePass[fx.Node]):
         value = recorded_tensor(node)
         assert value is not None  # or else it is no site
         size = value.numel() * value.element_size()
-        freed = _freed_bytes(site.program, node)
+        freed = freed_bytes(site.program.graph, site.program.tensors, needed_nodes([node], ()))
         site.require(
             size <= freed + self.max_growth,
             "grows-too-much",
@@ -63,15 +64,3 @@ class FoldConstants(RewritePass[fx.Node]):
         count = sum(n.op == "call_function" for n in needed_nodes([plan], ()))
         edit.replace(plan, edit.evaluated(plan))
         return f"{count} operator{'s' if count > 1 else ''} -> one stored tensor"
-
-
-def _freed_bytes(program: Program, node: fx.Node) -> int:
-    """Bytes of stored tensors that only the expression reads; views of one storage count once."""
-    expression = needed_nodes([node], ())
-    outside = {str(n.target) for n in program.graph.find_nodes(op="get_attr") if not n.users.keys() <= expression}
-    freed: dict[Any, int] = {}
-    for one in expression:
-        if one.op == "get_attr" and str(one.target) not in outside:
-            tensor = program.tensors[str(one.target)]
-            freed[tensor.untyped_storage().data_ptr()] = tensor.numel() * tensor.element_size()
-    return sum(freed.values())
