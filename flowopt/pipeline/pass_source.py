@@ -62,7 +62,10 @@ def _exactness(node: ast.ClassDef) -> str:
 
 
 def _is_field(statement: ast.AnnAssign) -> bool:
-    return "ClassVar" not in ast.unparse(statement.annotation)
+    """Whether the text form of pipelines can name it: ``field(..., repr=False)`` is given by Python alone."""
+    keywords = statement.value.keywords if isinstance(statement.value, ast.Call) else []
+    is_hidden = any(k.arg == "repr" and ast.unparse(k.value) == "False" for k in keywords)
+    return "ClassVar" not in ast.unparse(statement.annotation) and not is_hidden
 
 
 def _text(statement: ast.stmt | None) -> str:

@@ -1,6 +1,5 @@
 """The text form of pipelines: ``fold-batch-norm,fold-norm-affine:option=value`` or the name of a preset."""
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -43,7 +42,7 @@ def parse_pass(text: str) -> Any:
     """One pass object from ``name`` or ``name:option=value:option=value``."""
     name, *options = text.strip().split(":")
     cls = pass_class(name)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in cls.text_fields()}
     values: dict[str, Any] = {}
     for option in options:
         key, equals, value = option.partition("=")

@@ -32,7 +32,8 @@ class Exactness(StrEnum):
 class RewritePass(ABC, Generic[PlanT]):
     """One kind of rewrite: looks at every anchor, decides with ``check``, edits with ``rewrite``.
 
-    A subclass is a frozen dataclass whose fields are its options (the base class makes it one). ``check`` is pure:
+    A subclass is a frozen dataclass whose fields are its options (the base class makes it one); a field with
+    ``repr=False`` is given by Python alone and has no place in the text form of pipelines. ``check`` is pure:
     it returns a plan (decisions and node references, never tensors) or refuses. ``rewrite`` cannot fail; it is
     called again, with the same plan, on the program's float64 twin, so it takes tensors and dtypes from the
     ``Edit`` alone.
@@ -63,13 +64,16 @@ class RewritePass(ABC, Generic[PlanT]):
         """``FoldBatchNorm`` is ``fold-batch-norm``."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
 
+    @classmethod
+    def text_fields(cls) -> tuple[dataclasses.Field[Any], ...]:
+        """The options that the text form of pipelines can name."""
+        found = dataclasses.fields(cls)  # type: ignore[arg-type]  # __init_subclass__ made it a dataclass
+        return tuple(f for f in found if f.repr)
+
     def text(self) -> str:
         """Name and the options that differ from their defaults, in the text form of pipelines."""
-        changed = [
-            f"{f.name}={getattr(self, f.name)}"
-            for f in dataclasses.fields(self)  # type: ignore[arg-type]  # __init_subclass__ made it a dataclass
-            if getattr(self, f.name) != f.default
-        ]
+        options = [(f, getattr(self, f.name)) for f in self.text_fields()]
+        changed = [f"{f.name}={value}" for f, value in options if value != f.default]
         return ":".join([self.pass_name(), *changed])
 
     def sites(self, program: Program) -> Iterable[fx.Node]:
