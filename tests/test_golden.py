@@ -17,6 +17,7 @@ from flowopt.passes.cleanup.eliminate_common_subexpressions import EliminateComm
 from flowopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from flowopt.passes.fold.fold_constants import FoldConstants
 from flowopt.passes.fold.fold_norm_affine import FoldNormAffine
+from flowopt.passes.merge.merge_parallel_linears import MergeParallelLinears
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
@@ -69,6 +70,15 @@ def repeated_work() -> tuple[Program, RewritePass[Any]]:
     return capture(module.eval(), (torch.zeros(2, 6),)), EliminateCommonSubexpressions()
 
 
+def queries_keys_and_values() -> tuple[Program, RewritePass[Any]]:
+    def forward(m: Written, x: Tensor) -> Tensor:
+        attended: Tensor = m.q(x.tanh().sin()) + m.q(x) * m.k(x) * m.v(x)
+        return attended
+
+    layers = {"q": nn.Linear(6, 4), "k": nn.Linear(6, 4, bias=False), "v": nn.Linear(6, 1)}
+    return capture(Written(forward, **layers).eval(), (torch.zeros(2, 6),)), MergeParallelLinears(min_gain=0.5)
+
+
 GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "fold_batch_norm": conv_called_twice,
     "fold_norm_affine": norm_with_two_readers,
@@ -76,6 +86,7 @@ GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "canonicalize_aten": decomposed_layers,
     "fold_constants": normalised_weight,
     "eliminate_common_subexpressions": repeated_work,
+    "merge_parallel_linears": queries_keys_and_values,
 }
 
 

@@ -41,6 +41,11 @@ def test_class_variables_are_no_options() -> None:
     assert "anchors" not in [name for name, *_ in options_of("fold-batch-norm")]
 
 
+def test_fields_that_the_text_form_cannot_name_are_no_options() -> None:
+    names = [name for name, *_ in pass_options(entries()["merge-parallel-linears"])]
+    assert names == ["min_gain", "max_growth", "copies"]
+
+
 def test_an_unknown_pass_suggests_the_nearest() -> None:
     ran = flowopt("passes", "fold-batchnorm")
     assert ran.code == 2

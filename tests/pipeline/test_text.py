@@ -1,7 +1,11 @@
 import pytest
+import torch
 
+from flowopt.analysis.linear_group import LinearGroup
+from flowopt.analysis.measured_merge import MeasuredMerge
 from flowopt.errors import UserError
 from flowopt.passes.fold.fold_batch_norm import FoldBatchNorm
+from flowopt.passes.merge.merge_parallel_linears import MergeParallelLinears
 from flowopt.pipeline.presets import PRESETS
 from flowopt.pipeline.text import parse_pass, parse_pipeline
 from flowopt.workflows.pipelines import Pipeline
@@ -71,6 +75,13 @@ class TestOptions:
     def test_defaults_are_left_out_of_the_text(self) -> None:
         assert FoldBatchNorm().text() == "fold-batch-norm"
         assert FoldBatchNorm(min_variance=0.25).text() == "fold-batch-norm:min_variance=0.25"
+
+    def test_what_python_alone_gives_is_no_option_of_the_text(self) -> None:
+        choice = MeasuredMerge("linear", LinearGroup((2, 3), (4, 5), torch.float32, has_bias=False), True, 2.0)
+        assert MergeParallelLinears(min_gain=1.5, measured=(choice,)).text() == "merge-parallel-linears:min_gain=1.5"
+        with pytest.raises(UserError, match="has no option 'measured'") as caught:
+            parse_pass("merge-parallel-linears:measured=1")
+        assert caught.value.hint == "options: min_gain, max_growth, copies"
 
     @pytest.mark.parametrize(
         ("text", "message"),

@@ -1,0 +1,1 @@
+"""Merge: parallel operators that read one value become one operator."""
