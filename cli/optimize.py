@@ -57,6 +57,12 @@ def optimize(
     verify: Annotated[
         VerifyMode, typer.Option("--verify", help="Judge each pass, undoing those that fail; only the end; nothing.")
     ] = "each",
+    tuned: Annotated[
+        Path | None,
+        typer.Option(
+            "--tuned", metavar="FILE", show_default=False, help="Measured choices to follow in place of cost models."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop before lowering; nothing is written.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if a pass was reverted.")] = False,
     require_device: Annotated[
@@ -103,10 +109,14 @@ def optimize(
     from flowopt.workflows.optimize import default_folder
     from flowopt.workflows.optimize import optimize as run
     from flowopt.workflows.pipelines import Pipeline
+    from flowopt.workflows.tuned import Tuned
 
     # A name that is wrong is found before the model is loaded, a folder that is wrong before the model is verified.
     pipeline = Pipeline(passes, skip=skip or [])
     least = Baseline.read(baseline) if baseline is not None else None
+    choices = Tuned.load(tuned) if tuned is not None else None
+    if choices is not None:
+        pipeline.following(choices)
     for name in required:
         pass_class(name)
     with progress() as show:
@@ -128,6 +138,7 @@ def optimize(
             seed=seed,
             level=level,
             case_budget=case_budget,
+            tuned=choices,
             on_progress=show,
         )
     code = optimize_code(result.report, result.verdict, strict=strict, require_device=require_device)

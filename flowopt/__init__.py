@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from flowopt.workflows.inspect_artifact import inspect_artifact
     from flowopt.workflows.optimize import OptimizeResult, optimize
     from flowopt.workflows.pipelines import Pipeline
+    from flowopt.workflows.tune import tune
+    from flowopt.workflows.tuned import Tuned
     from flowopt.workflows.verify import verify
 
 _HOME = {
@@ -47,6 +49,7 @@ _HOME = {
     "Report": "flowopt.report.report",
     "RewritePass": "flowopt.rewrite.base",
     "Site": "flowopt.rewrite.site",
+    "Tuned": "flowopt.workflows.tuned",
     "Verdict": "flowopt.report.verdict",
     "capture": "flowopt.program.capture",
     "explain": "flowopt.workflows.explain",
@@ -54,6 +57,7 @@ _HOME = {
     "inspect_model": "flowopt.workflows.inspect",
     "load": "flowopt.program.loading.load",
     "optimize": "flowopt.workflows.optimize",
+    "tune": "flowopt.workflows.tune",
     "verify": "flowopt.workflows.verify",
 }
 
@@ -76,6 +80,7 @@ __all__ = [
     "Report",
     "RewritePass",
     "Site",
+    "Tuned",
     "Verdict",
     "capture",
     "explain",
@@ -83,6 +88,7 @@ __all__ = [
     "inspect_model",
     "load",
     "optimize",
+    "tune",
     "verify",
 ]
 

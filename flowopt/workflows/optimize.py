@@ -1,7 +1,7 @@
 """Optimize: capture is done; rewrite, verify, lower, verify the file, commit."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from flowopt.verification.levels import Level, require_level
 from flowopt.workflows.baseline import Baseline, opened_baseline
 from flowopt.workflows.lower import LoweredRun, Progress, lower_and_verify
 from flowopt.workflows.pipelines import Pipeline
+from flowopt.workflows.tuned import Tuned
 from flowopt.workflows.verified_run import (
     NOT_VERIFIED,
     Checks,
@@ -67,6 +68,7 @@ def optimize(
     seed: int = 0,
     level: Level = "quick",
     case_budget: float = DEFAULT_BUDGET_TFLOP,
+    tuned: str | Path | Tuned | None = None,
     on_progress: Progress = lambda _: None,
 ) -> OptimizeResult:
     """Rewrite a program, lower it, and prove both against the original.
@@ -85,13 +87,14 @@ def optimize(
         seed: of the verification's inputs.
         level: ``quick``, or ``full``: the whole battery of inputs, stressed weights, the lowered file's behaviour.
         case_budget: in TFLOP; a case that costs the original more is skipped and named.
+        tuned: measured choices, or the file that holds them; passes follow them in place of their cost models.
         on_progress: gets one line per step.
 
     Raises:
         RequirementNotMet: fewer rewrites than required, or something worse than in the baseline; nothing is written.
         MalformedModel, ModelNotFound: the baseline.
         CannotWrite: the folder.
-        UserError: an unknown target or pass, or an operator that cannot be lowered.
+        UserError: an unknown target or pass, measured choices of another model, or an operator that cannot be lowered.
     """
     wanted_target = target_named(target)
     if verify not in ("each", "final", "off"):
@@ -103,11 +106,15 @@ def optimize(
     least = None if baseline is None else opened_baseline(baseline, program)
     if least is not None:
         least.require_target(wanted_target.name)
+    choices = Tuned.load(tuned) if isinstance(tuned, (str, Path)) else tuned
+    if choices is not None:
+        choices.require_for(program, target)
+        pipeline = pipeline.following(choices)
     checks = Checks(verify, seed, level, case_budget, on_progress)
     evidence, run = rewritten(program, pipeline, checks)
     _require_applied(run.records, require or {})
     verdict = verdict_of_program(program, run, evidence, checks)
-    settings = _Settings(program, run, wanted_target, pipeline.text())
+    settings = _Settings(program, run, wanted_target, pipeline.text(), choices)
     if dry_run or not (verdict or verdict.outcome is Outcome.NOT_VERIFIED):
         report = settings.report("dry-run" if dry_run else verdict.outcome.value, None)
         if least is not None and (verdict or verdict.outcome is Outcome.NOT_VERIFIED):
@@ -166,6 +173,7 @@ class _Settings:
     run: PipelineRun
     target: Target
     pipeline: str
+    tuned: Tuned | None
 
     def report(self, outcome: str, lowered: LoweredRun | None) -> Report:
         reverted = tuple(f"{r.name} was reverted: {r.reason}" for r in self.run.records if r.outcome == "reverted")
@@ -181,12 +189,22 @@ class _Settings:
             lowered=lowered.levels if lowered is not None else (),
             runtime=lowered.runtime if lowered is not None else {},
             interface=interface_of(self.run.program),
-            warnings=(*reverted, *(lowered.warnings if lowered is not None else ())),
+            warnings=(*reverted, *self._of_choices(), *(lowered.warnings if lowered is not None else ())),
             parameter_bytes=(self.original.parameter_bytes, self.run.program.parameter_bytes),
             versions=versions(),
             source_sha256=self.original.provenance.sha256,
             trust=self.original.provenance.trust,
         )
+
+    def _of_choices(self) -> Iterator[str]:
+        """Warnings of measured choices that took no part."""
+        unused = () if self.tuned is None else self.tuned.unused(self.run.records)
+        if self.tuned is not None and unused:
+            shown = f"{', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}"
+            yield (
+                f"{len(unused)} of {len(self.tuned.merges)} measured choices were not followed: their sites are "
+                f"missing or have other sizes: {shown}; measure again"
+            )
 
 
 def _require_applied(records: tuple[PassRecord, ...], require: Mapping[str, int]) -> None:

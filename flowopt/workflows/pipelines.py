@@ -1,10 +1,13 @@
 """Pipeline: passes in order, verified."""
 
 from collections.abc import Callable, Iterable
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from flowopt.errors import UserError
+from flowopt.passes.merge.merge_parallel_linears import MergeParallelLinears
 from flowopt.pipeline.pipeline_file import SUFFIX, parse_pipeline_file
 from flowopt.pipeline.runner import PipelineRun, run_passes
 from flowopt.pipeline.text import CANONICALIZE, parse_pass, parse_pipeline
@@ -12,6 +15,7 @@ from flowopt.program.program import Program
 from flowopt.rewrite.base import RewritePass
 from flowopt.verification.levels import Level, require_level
 from flowopt.verification.verify_passes import VerifyPasses
+from flowopt.workflows.tuned import Tuned
 
 Verify = Literal["each", "off"]
 
@@ -45,6 +49,23 @@ class Pipeline:
     def text(self) -> str:
         """The text form, which parses back for passes that are found by name."""
         return ",".join(p.text() for p in self.passes)
+
+    def following(self, tuned: Tuned) -> "Pipeline":
+        """The same passes with measured choices in place of their cost models.
+
+        Raises:
+            UserError: the pipeline has no pass that the choices are for.
+        """
+        if not any(isinstance(p, MergeParallelLinears) for p in self.passes):
+            raise UserError(
+                "the pipeline has no pass that the measured choices are for",
+                hint=f"name merge-parallel-linears in it; it has {', '.join(p.pass_name() for p in self.passes)}",
+            )
+        made = copy(self)
+        made.passes = tuple(
+            replace(p, measured=tuned.merges) if isinstance(p, MergeParallelLinears) else p for p in self.passes
+        )
+        return made
 
     def run(
         self,
