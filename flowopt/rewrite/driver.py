@@ -72,8 +72,10 @@ def apply(rewrite_pass: RewritePass[Any], program: Program) -> Application:
             steps.append(step)
             fired = True
         open_sites = [n for n in anchors if n not in applied] if fired else []
+    left = {n.name for n in program.graph.nodes}
     for name, (module, source) in found.items():
-        if name not in applied and name not in refused:
+        # Refused in an earlier round counts no more: a rewrite that fired later took the site with it.
+        if name not in applied and (name not in refused or name not in left):
             message = "another rewrite of this pass removed it"
             refused[name] = Refusal(name, module, source, "already-rewritten", message, name)
     return Application(

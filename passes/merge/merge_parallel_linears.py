@@ -26,7 +26,8 @@ Refuses when:
     unsupported-spelling    the weight is a vector, empty, complex or of integers
     missing-metadata        a node without recorded shape
 
-The other layers of a merged group are reported as already rewritten.
+The other layers of a merged group are reported as already rewritten. A layer that is called on two values belongs to
+two groups, and each gets a merged weight of its own.
 
 Attributes of the matched operators:
     linear: input compared, weight and bias used.

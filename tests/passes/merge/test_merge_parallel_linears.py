@@ -1,4 +1,5 @@
 import operator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -150,6 +151,19 @@ def test_a_layer_called_on_two_values_merges_at_both_calls() -> None:
 
     module = randomised(Written(forward, a=nn.Linear(WIDTH, 4), b=nn.Linear(WIDTH, 4)))
     assert_merges(module, X, before=4, after=2, groups=2)
+
+
+def test_a_group_that_others_clear_the_way_for_is_reported_as_merged() -> None:
+    def forward(m: Written, x: Tensor) -> Tensor:
+        y, z = x.flip(0), x.flip(1)
+        return m.a(x) + m.b(x) + m.a(y) + m.c(y) + m.b(z) + m.d(z)
+
+    module = randomised(Written(forward, **{n: nn.Linear(WIDTH, 4, bias=False) for n in "abcd"}))
+    # The first group would copy two weights, each of the others one; when they have theirs, it copies none.
+    run = run_passes(capture(module, (X,)), [replace(ALWAYS, max_growth=100)], [VerifyPasses()])
+    (record,) = run.records
+    assert (record.outcome, len(record.applied)) == ("kept", 3)
+    assert record.refusal_counts == {"already-rewritten": 3}
 
 
 # What is a group.
