@@ -23,7 +23,7 @@ Refuses when:
     not-constant            the weight or the bias is computed at run time, or state
     quantized-weight        the weight is computed from integers or 8-bit floats, and would be stored as it is computed
     dynamic-shape           the number of rows depends on data
-    unsupported-spelling    the weight is a vector, empty, complex or of integers
+    unsupported-spelling    the weight is a vector, empty, complex or of integers; or the bias is broadcast
     missing-metadata        a node without recorded shape
 
 The other layers of a merged group are reported as already rewritten. A layer that is called on two values belongs to
@@ -50,7 +50,7 @@ from flowopt.analysis.linear_cost import merge_cost
 from flowopt.analysis.linear_group import LinearGroup
 from flowopt.analysis.measured_merge import MeasuredMerge
 from flowopt.ir.constants import is_parameter_only, needed_nodes
-from flowopt.ir.metadata import recorded_tensor
+from flowopt.ir.metadata import recorded_tensor, sizes_as_text
 from flowopt.rewrite import Edit, Exactness, RewritePass, Site
 
 _aten = torch.ops.aten
@@ -141,6 +141,9 @@ def _obstacle(layer: fx.Node) -> tuple[str, str, fx.Node] | None:
     if value.dim() != 2 or not value.numel() or not value.is_floating_point():
         kind = f"{str(value.dtype).removeprefix('torch.')} of shape {list(value.shape)}"
         return "unsupported-spelling", f"the weight of {layer.name} is {kind}, not a matrix of real numbers", weight
+    if bias is not None and sizes_as_text(bias) != sizes_as_text(weight)[:1]:
+        shape = ", ".join(sizes_as_text(bias))
+        return "unsupported-spelling", f"the bias of {layer.name} is [{shape}], not one number per output", bias
     narrow = next((n for n in sorted(needed_nodes([weight], ())) if n.op == "get_attr" and _is_quantized(n)), None)
     if narrow is not None:
         stored = recorded_tensor(narrow)

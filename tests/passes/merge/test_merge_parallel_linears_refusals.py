@@ -132,6 +132,15 @@ def test_refuses_vectors_and_complex_weights() -> None:
     assert_refuses(ALWAYS, module, (X,), code="unsupported-spelling")
 
 
+def test_refuses_a_bias_that_is_broadcast() -> None:
+    def forward(m: Written, x: Tensor) -> list[Tensor]:
+        flat = x.flatten(0, 1)
+        return [nn.functional.linear(flat, m.weight, m.weight[0, :1]), nn.functional.linear(flat, m.weight, m.rows)]
+
+    module = randomised(Written(forward, weight=nn.Parameter(torch.zeros(4, WIDTH)), rows=nn.Parameter(normal(8, 4))))
+    assert_refuses(ALWAYS, module, (X,), code="unsupported-spelling")
+
+
 def test_refuses_without_metadata() -> None:
     def forward(m: Written, x: Tensor) -> list[Tensor]:
         half = x.chunk(2, -1)[0]
