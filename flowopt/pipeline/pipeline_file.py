@@ -129,7 +129,7 @@ class _File:
             self.refuse(key, f"there is no pass {_quoted(name)}", hint)
 
     def _values(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        fields = {f.name: f.default for f in dataclasses.fields(pass_class(name))}
+        fields = {f.name: f.default for f in pass_class(name).text_fields()}
         return {option: self._value(f"options.{name}", option, value, fields) for option, value in values.items()}
 
     def _value(self, table: str, option: str, value: object, defaults: Mapping[str, Any]) -> Any:

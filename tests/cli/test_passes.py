@@ -42,7 +42,7 @@ def test_class_variables_are_no_options() -> None:
 
 
 def test_fields_that_the_text_form_cannot_name_are_no_options() -> None:
-    names = [name for name, *_ in pass_options(entries()["merge-parallel-linears"])]
+    names = [name for name, *_ in options_of("merge-parallel-linears")]
     assert names == ["min_gain", "max_growth", "copies"]
 
 

@@ -140,6 +140,11 @@ def test_a_file_is_taken_wherever_a_text_is(written: Writer) -> None:
             "did you mean max_growth",
         ),
         (
+            'passes = ["merge-parallel-linears"]\n[options.merge-parallel-linears]\nmeasured = 1',
+            "options.merge-parallel-linears.measured: the pass has no such option",
+            "its options:",
+        ),
+        (
             'preset = "exact"\n[options.canonicalize-aten]\nloud = true',
             "options.canonicalize-aten.loud: the pass has no such option",
             "it has none",
