@@ -26,6 +26,13 @@ _CONVOLUTIONS = {
     *(getattr(_aten, f"conv{rank}d").padding for rank in (1, 2, 3)),
 }
 _TRANSPOSED = {_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input}
+_MULTIPLYING = {
+    *_PRODUCTS,
+    *_CONVOLUTIONS,
+    *_TRANSPOSED,
+    _aten.convolution.default,
+    _aten.scaled_dot_product_attention.default,
+}
 _RECURRENT = {_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input}
 
 
@@ -45,6 +52,11 @@ def flops(program: SizedProgram, sizes: Mapping[str, int]) -> int | None:
     counts = [node_flops(node, shapes) for node in program.graph.nodes if _computes(node)]
     known = [count for count in counts if count is not None]
     return None if counts and not known else sum(known)
+
+
+def is_product(node: fx.Node) -> bool:
+    """Whether an operator multiplies matrices, or convolves, or does so inside attention."""
+    return node.op == "call_function" and node.target in _MULTIPLYING
 
 
 def node_flops(node: fx.Node, shapes: ConcreteShapes) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from flowopt.errors import CaptureError
 from flowopt.ir.quiet import quiet
@@ -39,6 +40,34 @@ def capture(
     Raises:
         CaptureError: train mode, unknown names, or a model that ``torch.export`` refuses.
     """
+    exported, names = _exported(module, args, kwargs, dynamic, dims, eval_mode, is_functional=True)
+    source = f"{type(module).__module__}.{type(module).__qualname__}"
+    return program_from_exported(exported, names, Provenance(source, torch.__version__))
+
+
+def exported_module(
+    module: nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic: Mapping[str, Any] | None = None,
+    dims: Mapping[str, DimRange] | None = None,
+) -> ExportedProgram:
+    """What ``torch.export`` alone makes of a module in eval mode; arguments and errors as for ``capture``."""
+    return _exported(module, args, kwargs, dynamic, dims, eval_mode=False, is_functional=False)[0]
+
+
+def _exported(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    dynamic: Mapping[str, Any] | None,
+    dims: Mapping[str, DimRange] | None,
+    eval_mode: bool,
+    *,
+    is_functional: bool,
+) -> tuple[ExportedProgram, dict[str, dict[int, str]]]:
+    """The exported module, and the names of free axes by input."""
     kwargs = dict(kwargs or {})
     if not isinstance(args, (tuple, list)):
         raise CaptureError(
@@ -58,16 +87,16 @@ def capture(
     free = free_axes(arguments, dynamic or {}, dims or {})
     args, kwargs = _with_values(module, args, kwargs, free.arguments)
     with _in_eval_mode(module):
-        exported = _export(module, args, kwargs, free.shapes if dynamic else None)
-    source = f"{type(module).__module__}.{type(module).__qualname__}"
-    return program_from_exported(exported, free.names, Provenance(source, torch.__version__))
+        return _export(module, args, kwargs, free.shapes if dynamic else None, is_functional), free.names
 
 
-def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
+def _export(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, is_functional: bool
+) -> ExportedProgram:
     try:
         with quiet():
             exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
-            return exported.run_decompositions({})
+            return exported.run_decompositions({}) if is_functional else exported
     except Exception as error:
         # torch.export raises some twenty types; the user needs the reason and where it points, not the type.
         raise CaptureError(

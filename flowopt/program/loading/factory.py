@@ -65,6 +65,22 @@ def load_factory(
     return capture(**(arguments | options), eval_mode=eval_mode)
 
 
+def arguments_of_factory(text: str) -> dict[str, Any]:
+    """What a factory returns, as arguments of ``flowopt.capture``.
+
+    Raises:
+        ModelNotFound, MissingDependency: as for ``load_factory``.
+        UserError: it raises, or returns no module.
+    """
+    made = _called(text, _factory(text))
+    if isinstance(made, Program):
+        raise UserError(
+            f"{text} returns a captured Program, and the module itself is needed",
+            hint="return the module and its example inputs instead: (model.eval(), (example_input,))",
+        )
+    return _arguments(text, made)
+
+
 def _factory(text: str) -> Any:
     module_name, _, name = text.partition(":")
     sys.path.insert(0, "")
