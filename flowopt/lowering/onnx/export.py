@@ -20,6 +20,7 @@ from flowopt.ir.metadata import source_line
 from flowopt.ir.quiet import quiet
 from flowopt.lowering.exported import exporter_input
 from flowopt.lowering.onnx.clean import clean
+from flowopt.lowering.onnx.fuse import fuse
 from flowopt.lowering.onnx.metadata import replace_metadata
 from flowopt.lowering.onnx.names import name_interface, separate_outputs
 from flowopt.lowering.onnx.weights import move_weights
@@ -55,6 +56,7 @@ def lower_to_onnx(program: Program, staging: Staging, *, opset: int = 23) -> Low
     model = _exported(program, opset)
     with quiet():  # it reports each constant that it does not fold, and goes on
         clean(model)
+        fuse(model)
     separate_outputs(model)
     onnx_names = name_interface(model, program)
     replace_metadata(model)

@@ -33,6 +33,8 @@ NO_OPS: dict[str, Callable[[Tensor], Tensor]] = {
     "a transpose of an axis with itself": lambda x: torch.ops.aten.transpose.int(x.sin(), 2, -1),
     "two transposes": lambda x: x.sin().transpose(0, 2).transpose(-1, 0),
     "two permutations": lambda x: x.sin().permute(1, 2, 0).permute(2, 0, 1),
+    "a product with one": lambda x: x.sin() * 1.0,
+    "a quotient by one": lambda x: x.sin() / 1,
     "a transpose that a permutation undoes": lambda x: x.sin().transpose(0, 1).permute(1, 0, 2),
 }
 # What they leave: the sine, the product, and the inner half of a pair that nobody reads any more.
@@ -56,6 +58,9 @@ EFFECTS: dict[str, Callable[[Tensor], Tensor]] = {
     "a slice": lambda x: torch.ops.aten.slice.Tensor(x.sin(), 1, 1, 2**63 - 1),
     "a slice in steps": lambda x: torch.ops.aten.slice.Tensor(x.sin(), 2, 0, 2**63 - 1, 2),
     "a clone": lambda x: x.sin().clone(),
+    "a product with minus one": lambda x: x.sin() * -1.0,
+    "a sum with zero, which turns minus zero into zero": lambda x: x.sin() + 0.0,
+    "a product of whole numbers that gives floating ones": lambda x: x.sin().int() / 1,
     "another shape": lambda x: x.sin().reshape(x.shape[0], -1),
     "another order": lambda x: x.sin().permute(1, 0, 2).permute(1, 2, 0),
     "a transpose of two axes of one size": lambda x: x.sin().transpose(0, 1),
