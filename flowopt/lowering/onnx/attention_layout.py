@@ -97,7 +97,7 @@ def _unrepeated(value: Any) -> Any:
     reshape = _producer(value, "Reshape")
     expand = _producer(reshape.inputs[0], "Expand") if reshape is not None else None
     unsqueeze = _producer(expand.inputs[0], "Unsqueeze") if expand is not None else None
-    if unsqueeze is None:
+    if expand is None or unsqueeze is None:
         return value
     few, single, repeated, many = (v.shape for v in (unsqueeze.inputs[0], *unsqueeze.outputs, *expand.outputs, value))
     if few is None or single is None or repeated is None or many is None or len(few) != 4 or len(repeated) != 5:
