@@ -18,10 +18,12 @@ from flowopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from flowopt.passes.fold.fold_constants import FoldConstants
 from flowopt.passes.fold.fold_norm_affine import FoldNormAffine
 from flowopt.passes.merge.merge_parallel_linears import MergeParallelLinears
+from flowopt.passes.fold.fold_parametrizations import FoldParametrizations
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.rewrite import RewritePass
+from tests.passes.fold.adapters import lora_linear
 from tests.passes.programs import Written, decomposed
 
 FOLDER = Path(__file__).resolve().parent / "golden"
@@ -79,10 +81,16 @@ def queries_keys_and_values() -> tuple[Program, RewritePass[Any]]:
     return capture(Written(forward, **layers).eval(), (torch.zeros(2, 6),)), MergeParallelLinears(min_gain=0.5)
 
 
+def two_adapters() -> tuple[Program, RewritePass[Any]]:
+    program = capture(lora_linear(ranks=(2, 1)).eval(), (torch.zeros(2, 6),))
+    return program, FoldParametrizations()
+
+
 GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "fold_batch_norm": conv_called_twice,
     "fold_norm_affine": norm_with_two_readers,
     "fold_norm_affine_written": written_rms_norm,
+    "fold_parametrizations": two_adapters,
     "canonicalize_aten": decomposed_layers,
     "fold_constants": normalised_weight,
     "eliminate_common_subexpressions": repeated_work,

@@ -10,6 +10,7 @@ CODES: Final[dict[str, str]] = {
     "dynamic-shape": "a size that must be known at capture is free",
     "graph-output": "the value is an output of the model, so it must stay as it is",
     "grows-too-much": "the new tensor takes more memory than what it replaces",
+    "lost-in-rounding": "the weight's dtype would round away what is folded into it",
     "missing-metadata": "a node carries no recorded shape or dtype, and flowopt does not guess",
     "multiple-readers": "the value is read elsewhere too",
     "no-affine": "the norm has no gain and no shift: there is nothing to fold",
