@@ -19,12 +19,14 @@ from flowopt.passes.fold.fold_constants import FoldConstants
 from flowopt.passes.fold.fold_norm_affine import FoldNormAffine
 from flowopt.passes.merge.merge_parallel_linears import MergeParallelLinears
 from flowopt.passes.fold.fold_parametrizations import FoldParametrizations
+from flowopt.passes.recognize.recognize_batch_channel_norm import RecognizeBatchChannelNorm
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.rewrite import RewritePass
 from tests.passes.fold.adapters import lora_linear
 from tests.passes.programs import Written, decomposed
+from tests.passes.recognize.batch_channel_norm import BatchChannelNorm
 
 FOLDER = Path(__file__).resolve().parent / "golden"
 LONGEST = 40
@@ -86,11 +88,17 @@ def two_adapters() -> tuple[Program, RewritePass[Any]]:
     return program, FoldParametrizations()
 
 
+def channel_norm() -> tuple[Program, RewritePass[Any]]:
+    program = capture(BatchChannelNorm(4, 2).eval(), (torch.zeros(3, 4, 2, 2),), dynamic={"x": {0: "batch"}})
+    return program, RecognizeBatchChannelNorm()
+
+
 GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "fold_batch_norm": conv_called_twice,
     "fold_norm_affine": norm_with_two_readers,
     "fold_norm_affine_written": written_rms_norm,
     "fold_parametrizations": two_adapters,
+    "recognize_batch_channel_norm": channel_norm,
     "canonicalize_aten": decomposed_layers,
     "fold_constants": normalised_weight,
     "eliminate_common_subexpressions": repeated_work,

@@ -42,8 +42,8 @@ def parameter_values(owner: nn.Module, name: str, parameter: Tensor, generator: 
     if is_norm(owner):
         gain = 1.0 + 0.3 * normal
         zero, negative = torch.randperm(gain.numel(), generator=generator)[:2].tolist()
-        gain[zero] = 0.0
-        gain[negative] = -gain[negative].abs()
+        gain.view(-1)[zero] = 0.0
+        gain.view(-1)[negative] = -gain.view(-1)[negative].abs()
         return gain
     # Half the power of a convolution's output is lost in the ReLU after it. With 1/fan_in, MobileNet's 52
     # convolutions lose so much that the output hardly depends on the input; a wrong early fold would hide.
@@ -63,4 +63,4 @@ def fan_in(owner: nn.Module, parameter: Tensor) -> int:
         return parameter[0].numel()
     # An embedding's rows are summed, not multiplied; their width is used so that a table tied to a linear
     # layer gets that layer's scale, whichever of the two is met first.
-    return parameter.shape[-1]
+    return parameter.shape[-1] if parameter.dim() else 1

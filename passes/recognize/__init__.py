@@ -1,0 +1,1 @@
+"""Recognize: several operators that together are one that runtimes know."""
