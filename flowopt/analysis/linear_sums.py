@@ -1,5 +1,6 @@
 """Find sums of which several terms are linear in one same value: a layer and its adapters."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -70,6 +71,15 @@ class LinearSum:
         """Those operators that contract with a weight, in graph order."""
         return [n for n in sorted(self.operators) if n.target in CONTRACTIONS]
 
+    @property
+    def before_layers(self) -> frozenset[fx.Node]:
+        """Those operators that no layer comes before: casts, reshapes and scales of ``x``."""
+        before = {self.x}
+        for node in sorted(self.operators):
+            if node.target not in CONTRACTIONS and all(n in before for n in data_inputs(node)):
+                before.add(node)
+        return frozenset(before) - {self.x}
+
 
 def linear_sums(graph: fx.Graph) -> list[fx.Node]:
     """The last addition of every such sum, in graph order; of nested ones that which has more terms, else the inner."""
@@ -96,10 +106,11 @@ def linear_sum(node: fx.Node) -> LinearSum | None:
     additions: list[fx.Node] = []
     terms = list(_addends(node, 1.0, additions))
     sources = [dict(_sources(term.node)) for term in terms]
-    shared = [x for found in sources for x in found if sum(x in other for other in sources) > 1]
-    if not shared:
+    shared = Counter(x for found in sources for x in found)
+    count = max(shared.values(), default=0)
+    if count < 2:
         return None
-    x = max(shared)  # the nearest
+    x = max(x for x in shared if shared[x] == count)  # the nearest that has most terms
     paired = list(zip(terms, sources, strict=True))
     linear = tuple(Term(term.factor, term.node, found[x]) for term, found in paired if x in found)
     return LinearSum(x, linear, tuple(term for term, found in paired if x not in found), tuple(additions))

@@ -15,7 +15,7 @@ Numerical effect: EXACT. The new weight is computed in float64 and rounded once 
 where the terms were rounded one by one.
 
 Refuses when:
-    multiple-readers        a value between x and the sum is read elsewhere too
+    multiple-readers        a value between the layers and the sum is read elsewhere too
     graph-output            such a value is an output of the model
     not-constant            a weight, a bias or a scale is computed at run time, or state
     axis-mismatch           the terms do not line up: one is repeated along an axis, or a reshape moves features
@@ -127,7 +127,7 @@ class FoldParametrizations(RewritePass[Plan]):
         )
         size = count * site.recorded(weight_of(base)).element_size()
         stored = [n for operator in total.operators for n in operator.all_input_nodes if is_parameter_only(n)]
-        expression = total.operators | needed_nodes(stored, ())
+        expression = (total.operators - total.before_layers) | needed_nodes(stored, ())
         freed = freed_bytes(site.program.graph, site.program.tensors, expression)
         site.require(
             size <= freed + self.max_growth,
@@ -211,7 +211,8 @@ def _base(total: LinearSum, merged: AffineMap) -> fx.Node:
 
 def _require_unread(site: Site, total: LinearSum) -> None:
     inside = total.operators
-    for node in sorted(inside - {site.node}):
+    # What layers have not touched yet costs nothing: where others read it, it stays for them.
+    for node in sorted(inside - total.before_layers - {site.node}):
         for user in node.users:
             message = f"{node.name}, between {total.x.name} and the sum, is read by {user.name} too"
             site.require(user.op != "output", "graph-output", f"{node.name} is an output of the model", node)

@@ -56,6 +56,8 @@ def is_convolution(module: nn.Module) -> bool:
 
 
 def fan_in(owner: nn.Module, parameter: Tensor) -> int:
+    if parameter.dim() == 0:
+        return 1
     # The layer called Conv1D in transformers is a linear layer with its weight stored (in, out).
     if type(owner).__name__ == "Conv1D":
         return parameter.shape[0]
@@ -63,4 +65,4 @@ def fan_in(owner: nn.Module, parameter: Tensor) -> int:
         return parameter[0].numel()
     # An embedding's rows are summed, not multiplied; their width is used so that a table tied to a linear
     # layer gets that layer's scale, whichever of the two is met first.
-    return parameter.shape[-1] if parameter.dim() else 1
+    return parameter.shape[-1]

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrizations, prune
 
 from flowopt.ir.text import operator_census
 from flowopt.passes.fold.fold_constants import FoldConstants
@@ -14,6 +13,7 @@ from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.testing import assert_refuses, assert_rewrites
 from flowopt.verification.verify_passes import VerifyPasses
+from tests.passes.fold.parametrized import BY_CONSTANTS, SigmaReparamLinear, StandardizedConv2d
 from tests.passes.programs import Written, normal, randomised
 
 
@@ -88,26 +88,45 @@ def test_both_results_of_one_operator() -> None:
     assert operator_census(run.program.graph) == {"aten.mul.Tensor": 1, "aten.add.Tensor": 1}
 
 
+def folded(module: nn.Module, x: Tensor) -> list[Tensor]:
+    """The tensors that are stored after the pass."""
+    return list(run_passes(capture(module, (x,)), [FoldConstants()]).program.tensors.values())
+
+
 class TestParametrizations:
     """They are constant expressions, with nothing of their own to know."""
 
-    @pytest.mark.parametrize(
-        "made",
-        [
-            lambda: parametrizations.weight_norm(nn.Linear(6, 4)),
-            lambda: parametrizations.spectral_norm(nn.Linear(6, 4)),
-            lambda: prune.random_unstructured(nn.Linear(6, 4), "weight", 0.5),
-        ],
-        ids=["weight-norm", "spectral-norm", "mask"],
-    )
-    def test_only_the_layer_is_left(self, made: Callable[[], nn.Module]) -> None:
-        program = capture(randomised(made()), (normal(3, 6),))
-        assert sum(operator_census(program.graph).values()) > 1
-        run = run_passes(program, [FoldConstants()], [VerifyPasses()])
-        assert run.records[0].outcome == "kept", run.records[0].reason
-        assert operator_census(run.program.graph) == {"aten.linear": 1}
+    @pytest.mark.parametrize("kind", BY_CONSTANTS)
+    def test_only_the_layer_is_left(self, kind: str) -> None:
+        made = BY_CONSTANTS[kind]()
+        program = capture(made.module, (made.x,))
+        run = run_passes(program, [FoldConstants()])
+        plain = operator_census(capture(made.plain, (made.x,)).graph)
+        assert operator_census(run.program.graph) == plain != operator_census(program.graph)
+        # BITWISE, so the values are those of the module itself.
+        with torch.no_grad():
+            torch.testing.assert_close(run.program.run(made.x), made.module(made.x), rtol=1e-12, atol=1e-12)
+        assert len(run.program.tensors) == len(made.plain.state_dict()), "what the weight was computed from is kept"
 
-    def test_weight_standardization(self) -> None:
+    def test_sigma_is_that_of_one_power_step_from_the_stored_start(self) -> None:
+        """The singular value itself, to which more steps converge, and that of the last training step are others."""
+        layer = randomised(SigmaReparamLinear(6, 5)).double()
+        (weight,) = (t for t in folded(layer, normal(2, 6).double()) if t.dim() == 2)
+        assert torch.equal(weight, layer.scaled())
+        converged = layer.gain * layer.weight / torch.linalg.matrix_norm(layer.weight, 2)
+        assert (weight - converged).abs().max() > 1e-3
+
+    def test_an_epsilon_stays_where_the_module_adds_it(self) -> None:
+        """For weights of scale 1e-3 the two places give weights that differ by two thirds."""
+        weights = {}
+        for inside in (True, False):
+            layer = randomised(StandardizedConv2d(3, 4, 3, inside=inside)).double()
+            layer.weight.data.mul_(1e-3)
+            (weights[inside],) = (t for t in folded(layer, normal(1, 3, 5, 5).double()) if t.dim() == 4)
+            assert torch.equal(weights[inside], layer.standardized())
+        assert weights[True].norm() < 0.5 * weights[False].norm()
+
+    def test_biased_weight_standardization(self) -> None:
         def forward(m: Written, x: Tensor) -> Tensor:
             w = m.conv.weight
             mean = w.mean((1, 2, 3), keepdim=True)

@@ -134,7 +134,7 @@ def test_half_precision() -> None:
     assert_rewrites(RecognizeBatchChannelNorm(), module, (X.bfloat16(),), before={INNER: 1}, after=GROUP_NORM)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     groups=st.integers(1, 3),
     per_group=st.integers(1, 3),
