@@ -25,7 +25,8 @@ Refuses when:
     lost-in-rounding        rounding the new weight changes it by more than half of what the adapters do
     not-finite              the new weight would overflow its dtype
     unsupported-spelling    a scale or shift that is neither one number nor one per feature; convolutions that move
-                            differently over their input, or with groups in a chain; a cast to integers
+                            differently over their input, or with groups in a chain; a weight that is a vector; a cast
+                            to integers
     missing-metadata        a node without recorded shape
 
 Attributes of the matched operators:
@@ -143,11 +144,13 @@ def _foldable(site: Site) -> LinearSum:
     site.recorded(total.x)
     convolutions = (n for n in total.operators if n.target in CONVOLUTIONS)
     axis = max((1 - site.recorded(weight_of(n)).dim() for n in convolutions), default=-1)
-    problems = {term: next(_problems(site, total.x, term.node, term.region, axis), None) for term in total.terms}
-    fitting = tuple(term for term, problem in problems.items() if problem is None)
+    # A list: one value added twice is two equal terms.
+    problems = [next(_problems(site, total.x, term.node, term.region, axis), None) for term in total.terms]
+    judged = list(zip(total.terms, problems, strict=True))
+    fitting = tuple(term for term, problem in judged if problem is None)
     if len(fitting) < 2:
-        site.refuse(*next(problem for problem in problems.values() if problem is not None))
-    others = total.others + tuple(term for term in total.terms if term not in fitting)
+        site.refuse(*next(problem for problem in problems if problem is not None))
+    others = total.others + tuple(term for term, problem in judged if problem is not None)
     return replace(total, terms=fitting, others=others)
 
 
@@ -177,6 +180,9 @@ def _layer_problems(layer: fx.Node, x: fx.Node) -> Iterator[_Problem]:
     for stored, what in ((weight_of(layer), "weight"), (bias_of(layer), "bias")):
         if stored is not None and not is_parameter_only(stored):
             yield "not-constant", f"the {what} of {layer.name} ({stored.name}) is not a stored tensor", stored
+    rank = len(sizes_as_text(weight_of(layer)))
+    if layer.target not in CONVOLUTIONS and rank != 2:
+        yield "unsupported-spelling", f"the weight of {layer.name} has {rank} axes, not 2", layer
     if layer.target is _aten.embedding.default and layer.args[1] is not x:
         yield "unsupported-spelling", f"{layer.name} reads indices that are computed from {x.name}", layer
 

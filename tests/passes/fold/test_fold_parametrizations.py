@@ -179,6 +179,24 @@ def test_chains_of_convolutions(adapted: Any) -> None:
     assert operator_census(run.program.graph).get("aten.conv1d") == 1
 
 
+def test_a_padding_that_only_text_can_say() -> None:
+    """A kernel of two points is padded on one side."""
+
+    def forward(m: Written, x: Tensor) -> Tensor:
+        added: Tensor = m.base(x) + m.up(m.down(x))
+        return added
+
+    layers = {"base": nn.Conv1d(3, 5, 2, padding="same"), "down": nn.Conv1d(3, 2, 2, padding="same", bias=False)}
+    module = written(forward, **layers, up=nn.Conv1d(2, 5, 1))
+    assert_rewrites(
+        FoldParametrizations(),
+        module,
+        (normal(2, 3, 6),),
+        before={"aten.conv1d.padding": 2, "aten.conv1d": 1},
+        after={"aten.conv1d.padding": 1, "aten.conv1d": 0},
+    )
+
+
 def test_two_grouped_convolutions_become_one() -> None:
     def forward(m: Written, x: Tensor) -> Tensor:
         added: Tensor = m.one(x) + m.two(x * 0.5)
@@ -249,6 +267,11 @@ def test_a_gated_adapter_stays_beside_those_that_fold() -> None:
 
     module = written(forward, base=nn.Linear(6, 5), other=nn.Linear(6, 5), **pair())
     assert_rewrites(FoldParametrizations(), module, (X,), before={"aten.linear": 4}, after={"aten.linear": 2})
+
+
+def test_a_layer_that_is_added_twice_is_added_twice() -> None:
+    module = written(lambda m, x: (lambda y: y + y - m.up(m.down(x)))(m.base(x)), base=nn.Linear(6, 5), **pair())
+    assert_rewrites(FoldParametrizations(), module, (X,), before={"aten.linear": 3}, after=ONE_LINEAR)
 
 
 def test_a_layer_of_a_layer_and_that_layer_are_one() -> None:

@@ -175,6 +175,14 @@ def test_refuses_convolutions_that_are_no_one_convolution(forward: Any) -> None:
     assert_refuses(FoldParametrizations(), module, (normal(2, 4, 7),), code="unsupported-spelling")
 
 
+def test_refuses_weights_that_are_vectors() -> None:
+    def forward(m: Written, x: Tensor) -> Tensor:
+        return F.linear(x, m.vector) + F.linear(x, m.vector * 2)
+
+    module = adapted(forward, vector=nn.Parameter(torch.ones(6)))
+    assert_refuses(FoldParametrizations(), module, (X,), code="unsupported-spelling")
+
+
 def test_refuses_indices_that_are_computed() -> None:
     def forward(m: Written, ids: Tensor) -> Tensor:
         wide = ids.int()
