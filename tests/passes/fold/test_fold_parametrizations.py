@@ -125,6 +125,19 @@ def test_dora_after_its_magnitude_is_folded() -> None:
     assert_rewrites(FoldParametrizations(), program, before={"aten.linear": 3, "aten.sub.Tensor": 1}, after=ONE_LINEAR)
 
 
+def test_dora_that_computes_the_base_again() -> None:
+    """As it does where dropout stands between: the base's product without a bias is a layer of its own."""
+
+    def forward(m: Written, x: Tensor) -> Tensor:
+        change = (m.magnitude - 1) * F.linear(x, m.base.weight) + m.magnitude * m.up(m.down(x)) * 0.5
+        added: Tensor = m.base(x) + change
+        return added
+
+    module = written(forward, base=nn.Linear(6, 5), magnitude=nn.Parameter(torch.ones(1, 5)), **pair())
+    program = prepared(capture(module, (X,)))
+    assert_rewrites(FoldParametrizations(), program, before={"aten.linear": 4}, after=ONE_LINEAR)
+
+
 def test_an_adapter_beside_gpt2s_linear_layer() -> None:
     module = Lora(Conv1D(6, 5), [(nn.Linear(6, 2, bias=False), nn.Linear(2, 5, bias=False))])
     program = prepared(capture(randomised(module), (X,)))
