@@ -137,22 +137,19 @@ def test_refuses_a_weight_that_would_overflow() -> None:
     assert_refuses(FoldParametrizations(), module, (X,), code="not-finite")
 
 
-@pytest.mark.parametrize(
-    "forward",
-    [
+def test_refuses_scales_and_shifts_of_each_token_and_casts_to_integers() -> None:
+    forms: list[Any] = [
         lambda m, x: m.base(x) + m.up(m.down(x)) * m.per_token,
         lambda m, x: m.base(x) + m.up(m.down(x) + m.per_token),
         lambda m, x: m.base(x) + m.up(m.down(x).long().float()),
-    ],
-)
-def test_refuses_scales_and_shifts_of_each_token_and_casts_to_integers(forward: Any) -> None:
-    module = adapted(forward, per_token=nn.Parameter(torch.ones(3, 1)))
-    assert_refuses(FoldParametrizations(), module, (X,), code="unsupported-spelling")
+    ]
+    module = adapted(lambda m, x: [form(m, x) for form in forms], per_token=nn.Parameter(torch.ones(3, 1)))
+    run = assert_refuses(FoldParametrizations(), module, (X,), code="unsupported-spelling")
+    assert len(run.records[0].refused) == len(forms)
 
 
-@pytest.mark.parametrize(
-    "forward",
-    [
+def test_refuses_convolutions_that_are_no_one_convolution() -> None:
+    forms: list[Any] = [
         # Another kernel or dilation, a shift of what is padded, groups in a chain, and two kernels after each other.
         lambda m, x: m.conv(x) + m.dilated(x),
         lambda m, x: m.conv(x) + m.point(x),
@@ -161,18 +158,17 @@ def test_refuses_scales_and_shifts_of_each_token_and_casts_to_integers(forward: 
         lambda m, x: m.conv(x) + m.conv(m.grouped(x)),
         lambda m, x: m.grouped(x) + m.grouped(x * m.per_channel),
         lambda m, x: m.conv(x) + m.conv(m.conv(x)),
-    ],
-)
-def test_refuses_convolutions_that_are_no_one_convolution(forward: Any) -> None:
+    ]
     module = adapted(
-        forward,
+        lambda m, x: [form(m, x) for form in forms],
         conv=nn.Conv1d(4, 4, 3, padding=1),
         dilated=nn.Conv1d(4, 4, 3, padding=2, dilation=2),
         point=nn.Conv1d(4, 4, 1),
         grouped=nn.Conv1d(4, 4, 1, groups=2),
         per_channel=nn.Parameter(torch.ones(4, 1)),
     )
-    assert_refuses(FoldParametrizations(), module, (normal(2, 4, 7),), code="unsupported-spelling")
+    run = assert_refuses(FoldParametrizations(), module, (normal(2, 4, 7),), code="unsupported-spelling")
+    assert len(run.records[0].refused) == len(forms)
 
 
 def test_refuses_weights_that_are_vectors() -> None:
