@@ -17,8 +17,8 @@ from flowopt.passes.cleanup.eliminate_common_subexpressions import EliminateComm
 from flowopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from flowopt.passes.fold.fold_constants import FoldConstants
 from flowopt.passes.fold.fold_norm_affine import FoldNormAffine
-from flowopt.passes.merge.merge_parallel_linears import MergeParallelLinears
 from flowopt.passes.fold.fold_parametrizations import FoldParametrizations
+from flowopt.passes.merge.merge_parallel_linears import MergeParallelLinears
 from flowopt.passes.recognize.recognize_batch_channel_norm import RecognizeBatchChannelNorm
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.capture import capture

@@ -9,8 +9,11 @@ PRESETS: Final[dict[str, tuple[str, ...]]] = {
         "eliminate-common-subexpressions",
         "simplify-shapes",
         "fold-constants",
+        "fold-parametrizations",
+        "recognize-batch-channel-norm",
         "fold-batch-norm",
         "fold-norm-affine",
+        "merge-parallel-linears",
     ),
     "none": ("canonicalize-aten",),
 }

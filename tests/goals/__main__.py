@@ -14,10 +14,18 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-from tests.goals import alarms, constants, loading, mutants, spine, verification
+from tests.goals import alarms, constants, loading, mutants, parametrizations, spine, verification
 from tests.goals.row import Measured, Row
 
-ROWS = (*spine.ROWS, *loading.ROWS, *verification.ROWS, *mutants.ROWS, *alarms.ROWS, *constants.ROWS)
+ROWS = (
+    *spine.ROWS,
+    *loading.ROWS,
+    *verification.ROWS,
+    *mutants.ROWS,
+    *alarms.ROWS,
+    *constants.ROWS,
+    *parametrizations.ROWS,
+)
 _ROOT = Path(__file__).resolve().parents[2]
 _CACHE = _ROOT / ".goals.json"
 _STATUS = {True: "pass", False: "fail", None: "not run"}
