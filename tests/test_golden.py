@@ -20,6 +20,7 @@ from flowopt.passes.fold.fold_norm_affine import FoldNormAffine
 from flowopt.passes.fold.fold_parametrizations import FoldParametrizations
 from flowopt.passes.merge.merge_parallel_linears import MergeParallelLinears
 from flowopt.passes.recognize.recognize_batch_channel_norm import RecognizeBatchChannelNorm
+from flowopt.passes.fold.fold_scale import FoldScale
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
@@ -93,12 +94,22 @@ def channel_norm() -> tuple[Program, RewritePass[Any]]:
     return program, RecognizeBatchChannelNorm()
 
 
+def scaled_scores() -> tuple[Program, RewritePass[Any]]:
+    def forward(m: Written, x: Tensor) -> Tensor:
+        q, k = m.qk(x).view(2, 3, 2, 4).unbind(2)
+        scores: Tensor = (q @ k.transpose(-2, -1) / 2.0).softmax(-1)
+        return scores
+
+    return capture(Written(forward, qk=nn.Linear(6, 8)).eval(), (torch.zeros(2, 3, 6),)), FoldScale()
+
+
 GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "fold_batch_norm": conv_called_twice,
     "fold_norm_affine": norm_with_two_readers,
     "fold_norm_affine_written": written_rms_norm,
     "fold_parametrizations": two_adapters,
     "recognize_batch_channel_norm": channel_norm,
+    "fold_scale": scaled_scores,
     "canonicalize_aten": decomposed_layers,
     "fold_constants": normalised_weight,
     "eliminate_common_subexpressions": repeated_work,

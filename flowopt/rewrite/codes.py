@@ -8,6 +8,7 @@ CODES: Final[dict[str, str]] = {
     "axis-mismatch": "the operators work on different axes",
     "batch-statistics": "the norm computes its statistics from the batch, also in eval mode",
     "dynamic-shape": "a size that must be known at capture is free",
+    "extreme-scale": "a scale is zero or not finite, or would push weights out of the range of their dtype",
     "graph-output": "the value is an output of the model, so it must stay as it is",
     "grows-too-much": "the new tensor takes more memory than what it replaces",
     "lost-in-rounding": "the weight's dtype would round away what is folded into it",
