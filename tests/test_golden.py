@@ -16,6 +16,7 @@ from flowopt.passes.cleanup.canonicalize_aten import CanonicalizeAten
 from flowopt.passes.cleanup.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from flowopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from flowopt.passes.fold.fold_constants import FoldConstants
+from flowopt.passes.fold.fold_linear_chain import FoldLinearChain
 from flowopt.passes.fold.fold_norm_affine import FoldNormAffine
 from flowopt.passes.fold.fold_parametrizations import FoldParametrizations
 from flowopt.passes.merge.merge_parallel_linears import MergeParallelLinears
@@ -103,12 +104,18 @@ def scaled_scores() -> tuple[Program, RewritePass[Any]]:
     return capture(Written(forward, qk=nn.Linear(6, 8)).eval(), (torch.zeros(2, 3, 6),)), FoldScale()
 
 
+def layers_in_a_row() -> tuple[Program, RewritePass[Any]]:
+    module = Written(lambda m, x: m.b(m.a(x).reshape(10, 8)), a=nn.Linear(6, 8), b=nn.Linear(8, 3, bias=False))
+    return capture(module.eval(), (torch.zeros(2, 5, 6),)), FoldLinearChain()
+
+
 GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "fold_batch_norm": conv_called_twice,
     "fold_norm_affine": norm_with_two_readers,
     "fold_norm_affine_written": written_rms_norm,
     "fold_parametrizations": two_adapters,
     "recognize_batch_channel_norm": channel_norm,
+    "fold_linear_chain": layers_in_a_row,
     "fold_scale": scaled_scores,
     "canonicalize_aten": decomposed_layers,
     "fold_constants": normalised_weight,

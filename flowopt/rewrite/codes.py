@@ -17,6 +17,7 @@ CODES: Final[dict[str, str]] = {
     "no-affine": "the norm has no gain and no shift: there is nothing to fold",
     "no-gain": "the rewritten form is not faster, as predicted or as measured",
     "no-partner": "there is no other operator to rewrite this one with",
+    "no-gain": "the rewritten operators would do as much work as before, or more",
     "not-a-norm": "the operator is no normalization that this pass knows",
     "not-constant": "the tensor is computed at run time or is state that the model changes",
     "not-finite": "the folded tensor would overflow its dtype or hold a NaN",

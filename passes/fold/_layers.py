@@ -89,22 +89,21 @@ def input_features(layer: fx.Node, weight: Tensor) -> int:
     return weight.shape[1] * (1 if layer.target is LINEAR else _groups(layer))
 
 
-def added_bytes(parameters: Collection[fx.Node], layers: Collection[fx.Node]) -> int:
-    """Bytes that new parameters of ``layers`` take beyond the stored tensors that nobody else reads."""
+def freed_bytes(parameters: Collection[fx.Node], layers: Collection[fx.Node]) -> int:
+    """Bytes of stored tensors behind ``parameters`` that nobody reads any more once ``layers`` are replaced."""
     expressions = needed_nodes(parameters, ())
     inside = expressions.union(layers)
     own: dict[str, list[fx.Node]] = {}
     for node in next(iter(parameters)).graph.find_nodes(op="get_attr"):
         own.setdefault(str(node.target), []).append(node)
-    freed = [
-        nodes[0] for nodes in own.values() if expressions & set(nodes) and all(n.users.keys() <= inside for n in nodes)
-    ]
-    return sum(map(_bytes, parameters)) - sum(map(_bytes, freed))
+    mine = (nodes for nodes in own.values() if expressions & set(nodes))
+    return stored_bytes([nodes[0] for nodes in mine if all(n.users.keys() <= inside for n in nodes)])
 
 
-def _bytes(node: fx.Node) -> int:
-    value = recorded_tensor(node)
-    return 0 if value is None else value.numel() * value.element_size()
+def stored_bytes(nodes: Collection[fx.Node]) -> int:
+    """Bytes of the values of some nodes."""
+    values = (recorded_tensor(node) for node in nodes)
+    return sum(value.numel() * value.element_size() for value in values if value is not None)
 
 
 def parameter_name(node: fx.Node, otherwise: str) -> str:

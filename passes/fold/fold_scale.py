@@ -174,7 +174,8 @@ class FoldScale(RewritePass[Plan]):
             if reason is not None:
                 return "extreme-scale", f"{scaled.layer.name}: {reason}", scaled.layer
             parameters += taken
-        growth = layers.added_bytes(parameters, [scaled.layer for scaled in plan.layers])
+        freed = layers.freed_bytes(parameters, [scaled.layer for scaled in plan.layers])
+        growth = layers.stored_bytes(parameters) - freed
         if growth > self.max_growth:
             message = f"copies of shared tensors would take {growth:,} bytes; max_growth is {self.max_growth:,}"
             return "grows-too-much", message, plan.layers[0].layer
