@@ -228,7 +228,7 @@ def _is_pointwise(layer: fx.Node) -> bool:
     if weight is None or any(size != 1 for size in weight.shape[2:]):
         return False
     stride, padding, _, groups = (*layer.args, *(None, 1, 0, 1, 1)[len(layer.args) - 2 :])[3:]
-    return _are(stride, 1) and _are(padding, 0) and groups == 1 and not layer.kwargs
+    return _are(stride, 1) and _are(padding, 0) and _are(groups, 1) and not layer.kwargs
 
 
 def _are(sizes: Any, wanted: int) -> bool:
