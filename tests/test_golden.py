@@ -22,6 +22,7 @@ from flowopt.passes.fold.fold_parametrizations import FoldParametrizations
 from flowopt.passes.merge.merge_parallel_linears import MergeParallelLinears
 from flowopt.passes.recognize.recognize_batch_channel_norm import RecognizeBatchChannelNorm
 from flowopt.passes.fold.fold_scale import FoldScale
+from flowopt.passes.fold.fold_value_bias import FoldValueBias
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
@@ -109,6 +110,17 @@ def layers_in_a_row() -> tuple[Program, RewritePass[Any]]:
     return capture(module.eval(), (torch.zeros(2, 5, 6),)), FoldLinearChain()
 
 
+def attention_with_biases() -> tuple[Program, RewritePass[Any]]:
+    def forward(m: Written, x: Tensor) -> Tensor:
+        v = m.value(x).view(2, 3, 2, 4).transpose(1, 2)
+        y = nn.functional.scaled_dot_product_attention(v.sin(), v.cos(), m.value(x).view(2, 3, 2, 4).transpose(1, 2))
+        projected: Tensor = m.out(y.transpose(1, 2).reshape(2, 3, 8))
+        return projected
+
+    module = Written(forward, value=nn.Linear(6, 8), out=nn.Linear(8, 5, bias=False))
+    return capture(module.eval(), (torch.zeros(2, 3, 6),)), FoldValueBias()
+
+
 GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "fold_batch_norm": conv_called_twice,
     "fold_norm_affine": norm_with_two_readers,
@@ -117,6 +129,7 @@ GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "recognize_batch_channel_norm": channel_norm,
     "fold_linear_chain": layers_in_a_row,
     "fold_scale": scaled_scores,
+    "fold_value_bias": attention_with_biases,
     "canonicalize_aten": decomposed_layers,
     "fold_constants": normalised_weight,
     "eliminate_common_subexpressions": repeated_work,

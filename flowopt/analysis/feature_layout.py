@@ -98,12 +98,22 @@ class PlacedReader:
 
 def initial_layout(node: fx.Node, axis: int) -> Layout | None:
     """All features of a layer's output along ``axis``; None when their number is free."""
-    value, size = recorded_tensor(node), static_size(node, axis)
-    if value is None or size is None:
+    return None if static_size(node, axis) is None else layout_along(node, axis)
+
+
+def layout_along(node: fx.Node, axis: int) -> Layout | None:
+    """As ``initial_layout``, of any number of features; those of a free number stay together."""
+    value = recorded_tensor(node)
+    if value is None:
         return None
-    axes = [_runs(_expression(s), 0) for s in value.shape]
-    axes[axis] = _runs(sympy.Integer(size), 1)
+    axes = [runs_of(s, 0) for s in value.shape]
+    axes[axis] = runs_of(value.shape[axis], 1)
     return Layout(tuple(axes), 0)
+
+
+def runs_of(size: int | torch.SymInt, stride: int) -> tuple[Run, ...]:
+    """The runs of an axis of one run; an axis of size 1 has none."""
+    return _runs(_expression(size), stride)
 
 
 def placed_readers(value: fx.Node, layout: Layout, path: tuple[fx.Node, ...] = ()) -> Iterator[PlacedReader]:
