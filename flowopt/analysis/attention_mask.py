@@ -40,6 +40,9 @@ def hides_no_row(mask: fx.Node, constant: Callable[[fx.Node], Tensor]) -> bool:
         mask: boolean (True is visible) or additive; rows are along the last axis.
         constant: value of a parameter-only node.
     """
+    # Rows that are repeated show what they showed, and one place that stands for a whole row shows all of it.
+    while mask.target is _aten.expand.default:
+        mask = mask.args[0]  # type: ignore[assignment]  # what is expanded is a node
     if is_parameter_only(mask):
         value = constant(mask)
         visible = value if value.dtype is torch.bool else value > -math.inf

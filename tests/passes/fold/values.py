@@ -115,6 +115,7 @@ FORMS: dict[str, Callable[..., Any]] = {
     "stacked": _stacked,
     "packed": _packed,
     "stored-mask": _with_mask(lambda m, x: m.visible),
+    "repeated-mask": _with_mask(lambda m, x: m.visible[:, :1].expand(x.shape[0], 1, 5, 5)),
     "hiding-mask": _with_mask(lambda m, x: m.hiding),
     "computed-mask": _with_mask(lambda m, x: (x[:, None, :, :1] + x[:, None, None, :, 0]) > 0),
     "where-mask": _with_mask(_where),
