@@ -9,7 +9,8 @@ a whole value also passes through products, sums and concatenations of what is s
 goes from ``matmul(q, k^T) / sqrt(d)`` through rotary positions into the rows of a packed projection that give q.
 
 The layers before are taken where they can be. A site is a product or a quotient of a computed floating value and a
-constant; most multiplications of a model have two computed operands, and are none.
+constant; most multiplications of a model have two computed operands, and are none. The gain of a written norm is none
+either: ``fold-norm-affine``, which runs later, knows its shift.
 
 Numerical effect: EXACT. W' and b' are computed in float64 and rounded once; for powers of two nothing is rounded.
 
@@ -46,6 +47,7 @@ import torch
 from torch import Tensor, fx
 
 from flowopt.analysis.feature_layout import Layout
+from flowopt.analysis.norm_affine import written_norm_affine
 from flowopt.ir.constants import is_parameter_only
 from flowopt.ir.metadata import recorded_tensor, sizes_as_text
 from flowopt.passes.fold import _layers as layers
@@ -108,8 +110,9 @@ class FoldScale(RewritePass[Plan]):
     max_growth: int = 1048576
 
     def sites(self, program: Program) -> list[fx.Node]:
-        """Products and quotients of a computed floating value and a constant."""
-        return [n for n in super().sites(program) if _operands(n) is not None]
+        """Products and quotients of a computed floating value and a constant; the gains of norms are none."""
+        gains = _products_with_gains(program)
+        return [n for n in super().sites(program) if n not in gains and _operands(n) is not None]
 
     def check(self, site: Site) -> Plan:
         operands = _operands(site.node)
@@ -180,6 +183,13 @@ class FoldScale(RewritePass[Plan]):
             message = f"copies of shared tensors would take {growth:,} bytes; max_growth is {self.max_growth:,}"
             return "grows-too-much", message, plan.layers[0].layer
         return None
+
+
+def _products_with_gains(program: Program) -> set[fx.Node]:
+    """Products of a written norm and its gain, which belong to ``fold-norm-affine``."""
+    rsqrts = (n for n in program.graph.nodes if n.target is _aten.rsqrt.default)
+    norms = [norm for norm in map(written_norm_affine, rsqrts) if norm is not None and norm.bare is not None]
+    return {user for norm in norms for user in norm.bare.users if norm.gain in user.args}  # type: ignore[union-attr]
 
 
 def _operands(node: fx.Node) -> tuple[fx.Node, float | fx.Node] | None:

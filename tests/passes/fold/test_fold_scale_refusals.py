@@ -162,3 +162,12 @@ def test_a_product_of_two_computed_values_is_no_site() -> None:
     )
     (record,) = run_passes(program, [FoldScale()]).records
     assert record.anchors == 0
+
+
+def test_the_gain_of_a_written_norm_is_no_site() -> None:
+    def forward(m: Written, x: Tensor) -> Tensor:
+        returned: Tensor = m.fc(m.gain * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)))
+        return returned
+
+    program = capture(written(forward, gain=factors(WIDTH)), (X,))
+    assert run_passes(program, [FoldScale()]).records[0].anchors == 0
