@@ -53,28 +53,12 @@ from flowopt.ir.metadata import recorded_tensor, sizes_as_text
 from flowopt.passes.fold import _layers as layers
 from flowopt.passes.fold._scaled_after import After, scaled_after, scaled_features_after
 from flowopt.passes.fold._scaled_before import Before, Kind, Obstacle, scaled_before
+from flowopt.passes.fold._scaled_parameters import Scaled, out_of_range, scaled_parameters
 from flowopt.program.program import Program
 from flowopt.rewrite import Edit, Exactness, RewritePass, Site
 
 _aten = torch.ops.aten
 _QUOTIENTS = (_aten.div.Tensor, _aten.div.Scalar)
-
-
-@dataclass(frozen=True, slots=True)
-class Scaled:
-    """How one layer takes the scale.
-
-    Attributes:
-        layer: linear layer, convolution or embedding.
-        is_before: its outputs are scaled, not its inputs.
-        features: the outputs that are scaled, or the feature that each input shows; None: all, by one scale.
-        spread: the shape to which the scale is expanded to have a factor for each of ``features``, in order.
-    """
-
-    layer: fx.Node
-    is_before: bool
-    features: tuple[int, ...] | None
-    spread: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +157,7 @@ class FoldScale(RewritePass[Plan]):
             for node in taken:
                 if not is_parameter_only(node):
                     return "not-constant", f"{node.name}, of {scaled.layer.name}, is not a stored tensor", node
-            reason = _out_of_range(scaled, factors, [site.program.constant(n) for n in taken], recorded_tensor(weight))
+            reason = out_of_range(scaled, factors, [site.program.constant(n) for n in taken], recorded_tensor(weight))
             if reason is not None:
                 return "extreme-scale", f"{scaled.layer.name}: {reason}", scaled.layer
             parameters += taken
@@ -263,55 +247,18 @@ def _factors(node: fx.Node, scale: float | fx.Node, constant: Callable[[fx.Node]
     return found.reciprocal() if node.target in _QUOTIENTS else found
 
 
-def _factors_of(scaled: Scaled, factors: Tensor, weight: Tensor) -> Tensor:
-    """A factor for each feature that a layer gives, or reads."""
-    count = (layers.output_features if scaled.is_before else layers.input_features)(scaled.layer, weight)
-    if scaled.features is None:
-        return factors.flatten().expand(count)
-    places = list(scaled.features)
-    if not scaled.is_before:
-        return factors.flatten()[places]
-    all_factors = torch.ones(count, dtype=torch.float64)
-    all_factors[places] = factors.flatten() if scaled.spread is None else factors.expand(scaled.spread).flatten()
-    return all_factors
-
-
-def _parameters(scaled: Scaled, factors: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
-    """The new weight, and the new bias where there is one that changes."""
-    own = _factors_of(scaled, factors, weight)
-    if not scaled.is_before:
-        return [layers.scaled_inputs(scaled.layer, weight, own)]
-    return [layers.scaled_outputs(scaled.layer, weight, own), *([] if bias is None else [bias * own])]
-
-
 def _repeated(edit: Edit, scaled: Scaled, factors: Tensor, moved: dict[fx.Node, fx.Node]) -> fx.Node:
     """The layer's call with scaled parameters."""
     layer = scaled.layer
     weight_node, bias_node = layers.weight_and_bias(layer)
     old_bias = None if bias_node is None else edit.constant(bias_node)
-    weight, *bias = _parameters(scaled, factors, edit.constant(weight_node), old_bias)
+    weight, *bias = scaled_parameters(scaled, factors, edit.constant(weight_node), old_bias)
     with edit.before(layer):
         new = edit.parameter(layers.parameter_name(weight_node, f"{layer.name}.weight"), weight, like=weight_node)
         if bias and bias_node is not None:
             bias_node = edit.parameter(layers.parameter_name(bias_node, f"{layer.name}.bias"), bias[0], like=bias_node)
         args, kwargs = layers.with_parameters(layer, new, bias_node)
         return edit.call(layer.target, *(moved.get(a, a) if isinstance(a, fx.Node) else a for a in args), **kwargs)
-
-
-def _out_of_range(scaled: Scaled, factors: Tensor, old: list[Tensor], stored: Tensor | None) -> str | None:
-    """What is wrong with the scaled parameters, if anything."""
-    assert stored is not None
-    limits = torch.finfo(stored.dtype)
-    smallest, largest = limits.tiny**0.5, limits.max**0.5
-    # Values between the layer and the scale are scaled too: of this range, two meet without leaving the dtype's.
-    if not bool(((factors.abs() >= smallest) & (factors.abs() <= largest)).all()):
-        return f"a factor is not between {smallest:.3g} and {largest:.3g}, or is no number"
-    for before, after in zip(old, _parameters(scaled, factors, *old, *[None] * (2 - len(old))), strict=True):
-        if not bool((after.abs() <= limits.max).all()):
-            return f"a scaled parameter would exceed {limits.max:.3g}"
-        if bool(((before.abs() >= limits.tiny) & (after.abs() < limits.tiny)).any()):
-            return f"a scaled parameter would be below {limits.tiny:.3g} and lose digits"
-    return None
 
 
 def _refuse(site: Site, before: Before | Obstacle, behind: After | Obstacle) -> NoReturn:

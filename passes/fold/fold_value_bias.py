@@ -189,7 +189,10 @@ def _attention(site: Site) -> tuple[fx.Node, fx.Node]:
     dropout, mask, value = given.get("dropout_p", 0.0), given.get("attn_mask"), given["value"]
     site.require(not dropout, "train-mode", f"dropout_p is {dropout}")
     if isinstance(mask, fx.Node):
-        shown = hides_no_row(mask, site.program.constant)
+        kind, query = recorded_tensor(mask), recorded_tensor(value)
+        assert kind is not None and query is not None  # a graph without is not legal
+        # Kernels may bring an additive mask to the dtype of the scores, in which it may be infinite.
+        shown = kind.dtype in (torch.bool, query.dtype) and hides_no_row(mask, site.program.constant)
         site.require(shown, "mask-may-hide-a-row", f"{mask.name} ({mask.target}) may hide all of a row", mask)
     is_read_once = bool(value not in (given["query"], given["key"]))
     site.require(is_read_once, "multiple-readers", f"{value} is the values and the keys, or the queries")

@@ -164,6 +164,12 @@ def test_the_scale_of_attention_folds_into_the_query_rows(style: str) -> None:
     assert (new != old).nonzero().flatten().tolist() == query
 
 
+def test_a_small_weight_of_half_precision_does_not_stop_the_fold() -> None:
+    module = attention("split")
+    module.qkv.weight.data[0, 0] = 7e-5  # scaled, it is below the smallest normal number of float16
+    assert_folds(module.half(), X.half())
+
+
 def test_an_early_scale_of_the_query_folds() -> None:
     assert_folds(attention(early=True, bias=False), X)
 

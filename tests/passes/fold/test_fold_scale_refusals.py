@@ -120,7 +120,7 @@ def test_refuses_an_extreme_number(scale: float) -> None:
 @pytest.mark.parametrize("weight", [3e38, 2e-38])
 def test_refuses_a_weight_that_would_leave_the_range_of_its_dtype(weight: float) -> None:
     module = written(lambda m, x: torch.sin(m.fc(x) * (10.0 if weight > 1 else 0.1)))
-    module.fc.weight.data[1, 2] = weight
+    module.fc.weight.data[1] = weight
     assert_refuses(FoldScale(), module, (X,), code="extreme-scale")
 
 

@@ -29,10 +29,12 @@ def test_refuses_a_mask_that_may_hide_a_row(form: str) -> None:
     refuses("mask-may-hide-a-row", FORMS[form])
 
 
-def test_refuses_a_mask_that_a_smaller_dtype_makes_infinite() -> None:
+@pytest.mark.parametrize("cast", [True, False])
+def test_refuses_a_mask_that_a_smaller_dtype_makes_infinite(cast: bool) -> None:
     def forward(m: Written, x: Tensor) -> Tensor:
-        mask = torch.where(x[:, None, None, :, 0].float() > 0, 0.0, torch.finfo(torch.float32).min).half()
-        returned: Tensor = m.out(library(m, x, attn_mask=mask.expand(-1, 1, 5, -1)))
+        mask = torch.where(x[:, None, None, :, 0].float() > 0, 0.0, torch.finfo(torch.float32).min)
+        mask = (mask.half() if cast else mask).expand(-1, 1, 5, -1)
+        returned: Tensor = m.out(library(m, x, attn_mask=mask))
         return returned
 
     module = attention("library").half()
