@@ -73,7 +73,7 @@ def assert_all_fold(cases: list[tuple[nn.Module, Tensor]]) -> None:
     assert_folds(module, *inputs, left=len(cases), sites=len(cases))
 
 
-@settings(deadline=None, derandomize=True, max_examples=8)
+@settings(deadline=None, derandomize=True, max_examples=5)
 @given(st.lists(chains(), min_size=3, max_size=4))
 def test_any_chain_becomes_one_layer(cases: list[tuple[nn.Module, Tensor]]) -> None:
     assert_all_fold(cases)
@@ -86,7 +86,7 @@ def test_any_of_many_chains_becomes_one_layer(cases: list[tuple[nn.Module, Tenso
     assert_all_fold(cases)
 
 
-@pytest.mark.parametrize("between", ["flat", "unflat", "there-and-back", "some-tokens"])
+@pytest.mark.parametrize("between", ["unflat", "some-tokens"])
 def test_folds_through_moves_of_free_sizes(between: str) -> None:
     free = {"x": {0: "batch"} if between == "unflat" else {0: "batch", 1: "tokens"}}
     assert_folds(
@@ -142,7 +142,7 @@ def refuses(code: str, forward: Callable[..., Any], *more: Tensor, **parts: nn.M
     assert_refuses(FoldLinearChain(), randomised(Written(forward, **(layers | parts))), (X, *more), code=code)
 
 
-@pytest.mark.parametrize("widths", [(6, 2, 6), (8, 4, 8), (6, 1, 6), (4, 2, 4)])
+@pytest.mark.parametrize("widths", [(6, 2, 6), (8, 4, 8)])
 def test_refuses_a_factorised_layer(widths: tuple[int, ...]) -> None:
     assert_refuses(FoldLinearChain(), chain(*widths), (normal(2, 4, widths[0]),), code="no-gain")
 

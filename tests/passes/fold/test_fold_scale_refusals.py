@@ -112,9 +112,9 @@ def test_refuses_factors_over_repeated_features() -> None:
     refuses("axis-mismatch", forward, scale=factors(2 * WIDTH))
 
 
-@pytest.mark.parametrize("scale", [0.0, float("inf"), float("nan"), 1e30, 1e-30])
-def test_refuses_an_extreme_number(scale: float) -> None:
-    refuses("extreme-scale", lambda m, x: torch.sin(m.fc(x) * scale))
+def test_refuses_an_extreme_number() -> None:
+    numbers = (0.0, float("inf"), float("nan"), 1e30, 1e-30)
+    refuses("extreme-scale", lambda m, x: [torch.sin(m.fc(x) * number) for number in numbers])
 
 
 @pytest.mark.parametrize("weight", [3e38, 2e-38])
