@@ -19,10 +19,10 @@ from flowopt.passes.fold.fold_constants import FoldConstants
 from flowopt.passes.fold.fold_linear_chain import FoldLinearChain
 from flowopt.passes.fold.fold_norm_affine import FoldNormAffine
 from flowopt.passes.fold.fold_parametrizations import FoldParametrizations
-from flowopt.passes.merge.merge_parallel_linears import MergeParallelLinears
-from flowopt.passes.recognize.recognize_batch_channel_norm import RecognizeBatchChannelNorm
 from flowopt.passes.fold.fold_scale import FoldScale
 from flowopt.passes.fold.fold_value_bias import FoldValueBias
+from flowopt.passes.merge.merge_parallel_linears import MergeParallelLinears
+from flowopt.passes.recognize.recognize_batch_channel_norm import RecognizeBatchChannelNorm
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
