@@ -27,7 +27,7 @@ class NormAffine:
 
     Attributes:
         output: the value that readers see.
-        bare: the normalised value without gain and shift; None for library norms, which compute both at once.
+        bare: the normalised value without gain and shift; None for a library norm that computes both at once.
         gain: parameter-only node, or None.
         shift: parameter-only node, or None.
     """
@@ -57,30 +57,29 @@ def written_norm_affine(rsqrt: fx.Node) -> NormAffine | None:
         None when the value is scaled by no such factor, or is read on the way.
     """
     scaled = _single_reader(rsqrt)
-    if scaled is None or scaled.target not in _MULTIPLY:
-        return None
-    bare = scaled
+    return affine_after(scaled) if scaled is not None and scaled.target in _MULTIPLY else None
+
+
+def affine_after(normed: fx.Node) -> NormAffine | None:
+    """Gain and shift written by hand after a normalised value: ``g * cast(normed) + b``; None as above."""
+    bare = normed
     while (user := _single_reader(bare)) is not None and user.target in _CASTS:
         bare = user
     product = _single_reader(bare)
     if product is None or product.target not in _MULTIPLY:
         return None
-    gain = _feature_vector(product, bare)
+    gain = feature_vector(product, bare)
     if gain is None:
         return None
     output, shift = product, None
     addition = _single_reader(product)
     if addition is not None and addition.target in _ADD and addition.kwargs.get("alpha", 1) == 1:
-        shift = _feature_vector(addition, product)
+        shift = feature_vector(addition, product)
         output = addition if shift is not None else product
     return NormAffine(output, bare, gain, shift)
 
 
-def _single_reader(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _feature_vector(node: fx.Node, value: fx.Node) -> fx.Node | None:
+def feature_vector(node: fx.Node, value: fx.Node) -> fx.Node | None:
     """The other operand, when it is a parameter-only vector over the last axis and changes neither shape nor dtype."""
     others = [a for a in node.args[:2] if a is not value]
     if len(others) != 1 or not isinstance(others[0], fx.Node) or not is_parameter_only(others[0]):
@@ -92,3 +91,7 @@ def _feature_vector(node: fx.Node, value: fx.Node) -> fx.Node | None:
     # The last axis of the value must be known to have that size: comparing a free size would fix it.
     along_last = vector.dim() >= 1 and vector.numel() == vector.shape[-1] == static_size(value, -1)
     return others[0] if same and along_last else None
+
+
+def _single_reader(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None

@@ -2,7 +2,8 @@
 
     linear(gain * z + shift, W, b)  =  linear(z, W diag(gain), b + W shift)
 
-z is the normalised value. The norm keeps its epsilon and loses its affine part.
+z is the normalised value. The norm keeps its epsilon and loses its affine part, be it the operator's own or, where that
+has none, a product and a sum written after it.
 
 Numerical effect: EXACT. W' is computed in float64 and rounded once, so each weight carries at most one more unit
 roundoff, the size of the rounding that multiplying by the gain did before.
@@ -25,6 +26,7 @@ how many bytes that adds.
 Attributes of the matched operators:
     layer_norm: input, weight, bias, eps used; normalized_shape checked to be one axis; cudnn_enable irrelevant: it
     picks a kernel. rms_norm: input, weight, eps used; normalized_shape checked.
+    mul and add after a library norm that has neither: as those around rsqrt.
     rsqrt and the operators around it: the gain is checked to be a stored vector over the last axis and the only
     reader of the normalised value; what is normalised, and how, is irrelevant: g * z is linear in g for any z.
     linear: input, weight, bias used; the input's features are checked to be those of the norm.
@@ -40,7 +42,13 @@ import torch
 from torch import Tensor, fx
 
 from flowopt.analysis.axes import FeatureAxis, feature_axis
-from flowopt.analysis.norm_affine import LIBRARY_NORMS, NormAffine, library_norm_affine, written_norm_affine
+from flowopt.analysis.norm_affine import (
+    LIBRARY_NORMS,
+    NormAffine,
+    affine_after,
+    library_norm_affine,
+    written_norm_affine,
+)
 from flowopt.analysis.readers import Reader, readers
 from flowopt.ir.metadata import module_path
 from flowopt.rewrite import Edit, Exactness, RewritePass, Site
@@ -107,7 +115,11 @@ def _affine(site: Site) -> NormAffine:
     axes = len(shape) if isinstance(shape, (list, tuple)) else 0
     site.require(axes == 1, "axis-mismatch", f"the norm covers {axes} axes, a linear layer contracts one")
     affine = library_norm_affine(site.node)
-    site.require(affine.gain is not None or affine.shift is not None, "no-affine", "the norm has no gain and no shift")
+    if affine.gain is None and affine.shift is None:
+        after = affine_after(site.node)
+        if after is None:
+            site.refuse("no-affine", "the norm has no gain and no shift")
+        return after
     return affine
 
 

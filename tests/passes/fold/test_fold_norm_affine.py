@@ -115,6 +115,19 @@ def test_bfloat16_norms_of_a_float32_stream_fold_below_the_cast() -> None:
     assert {t.dtype for t in run.program.tensors.values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gain_and_shift_written_after_a_bare_library_norm_fold(dtype: torch.dtype) -> None:
+    def forward(m: Written, x: Tensor) -> list[Tensor]:
+        z = F.rms_norm(x.float(), [WIDTH], eps=0.2).to(x.dtype)
+        centred = F.layer_norm(x.float(), [WIDTH], eps=0.2).to(x.dtype)
+        return [m.fc(m.norm.weight * z), m.other(centred * m.norm.weight + m.norm.bias)]
+
+    module = normed(forward, other=nn.Linear(WIDTH, 3)).to(dtype)
+    run = assert_folds(module, X.to(dtype), linears=2, norms=2)
+    census = {n.target for n in run.program.graph.nodes if n.op == "call_function"}
+    assert not census & {torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor}
+
+
 def test_each_folded_weight_is_rounded_once() -> None:
     module = normed(lambda m, x: m.fc(m.norm(x)))
     run = assert_folds(module, X)
