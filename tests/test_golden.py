@@ -23,6 +23,7 @@ from flowopt.passes.fold.fold_scale import FoldScale
 from flowopt.passes.fold.fold_value_bias import FoldValueBias
 from flowopt.passes.merge.merge_parallel_linears import MergeParallelLinears
 from flowopt.passes.recognize.recognize_batch_channel_norm import RecognizeBatchChannelNorm
+from flowopt.passes.recognize.recognize_rms_norm import RecognizeRmsNorm
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
@@ -121,6 +122,25 @@ def attention_with_biases() -> tuple[Program, RewritePass[Any]]:
     return capture(module.eval(), (torch.zeros(2, 3, 6),)), FoldValueBias()
 
 
+def rms_norm_with_gain() -> tuple[Program, RewritePass[Any]]:
+    def forward(m: Written, x: Tensor) -> Tensor:
+        added: Tensor = x + m.gain * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+        return added
+
+    module = Written(forward, gain=nn.Parameter(torch.ones(6))).eval()
+    return capture(module, (torch.zeros(2, 6),), dynamic={"x": {0: "batch"}}), RecognizeRmsNorm()
+
+
+def rms_norm_between_casts() -> tuple[Program, RewritePass[Any]]:
+    def forward(m: Written, x: Tensor) -> Tensor:
+        z = x / torch.sqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+        weighted: Tensor = m.gain * z.bfloat16()
+        return weighted
+
+    module = Written(forward, gain=nn.Parameter(torch.ones(6))).bfloat16()
+    return capture(module.eval(), (torch.zeros(2, 6, dtype=torch.bfloat16),)), RecognizeRmsNorm()
+
+
 GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "fold_batch_norm": conv_called_twice,
     "fold_norm_affine": norm_with_two_readers,
@@ -130,6 +150,8 @@ GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "fold_linear_chain": layers_in_a_row,
     "fold_scale": scaled_scores,
     "fold_value_bias": attention_with_biases,
+    "recognize_rms_norm": rms_norm_with_gain,
+    "recognize_rms_norm_between_casts": rms_norm_between_casts,
     "canonicalize_aten": decomposed_layers,
     "fold_constants": normalised_weight,
     "eliminate_common_subexpressions": repeated_work,
