@@ -11,6 +11,7 @@ PRESETS: Final[dict[str, tuple[str, ...]]] = {
         "fold-constants",
         "fold-parametrizations",
         "recognize-batch-channel-norm",
+        "recognize-rms-norm",
         "fold-batch-norm",
         "fold-scale",
         "fold-norm-affine",
