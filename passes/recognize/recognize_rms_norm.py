@@ -4,8 +4,9 @@
 
 x / sqrt(...) and x * (1 / sqrt(...)) are the same norm, and so is sum(x^2) / d in place of the mean. The gain goes
 along where it directly follows; a gain after a cast back to 16 bits stays there, since the cast rounds before it.
-Written out the norm is seven operators, each of which reads and writes the whole value; runtimes have a kernel for
-it as one. A norm that is computed in float32 between casts stays in float32 between the same casts.
+Written out the norm goes over the whole value once for the squares, once for their mean, once for the product and once
+for the gain; runtimes have one kernel for it. A norm that is computed in float32 between casts stays in float32
+between the same casts.
 
 Numerical effect: EXACT. The same mean of squares, epsilon and root of the same numbers, in the same dtype; kernels
 may add in another order.
