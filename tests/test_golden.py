@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flowopt.ir.text import graph_text
 from flowopt.passes.cleanup.canonicalize_aten import CanonicalizeAten
 from flowopt.passes.cleanup.eliminate_common_subexpressions import EliminateCommonSubexpressions
+from flowopt.passes.cleanup.eliminate_key_bias import EliminateKeyBias
 from flowopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from flowopt.passes.fold.fold_constants import FoldConstants
 from flowopt.passes.fold.fold_linear_chain import FoldLinearChain
@@ -141,6 +142,16 @@ def rms_norm_between_casts() -> tuple[Program, RewritePass[Any]]:
     return capture(module.eval(), (torch.zeros(2, 6, dtype=torch.bfloat16),)), RecognizeRmsNorm()
 
 
+def written_attention_with_biases() -> tuple[Program, RewritePass[Any]]:
+    def forward(m: Written, x: Tensor) -> Tensor:
+        k = m.key(x).view(2, 3, 2, 4).transpose(1, 2)
+        scores = k.sin() @ m.key(x).view(2, 3, 2, 4).permute(0, 2, 3, 1) / 2.0
+        return (scores + m.mask).softmax(-1)
+
+    module = Written(forward, key=nn.Linear(6, 8), mask=torch.zeros(3, 3))
+    return capture(module.eval(), (torch.zeros(2, 3, 6),)), EliminateKeyBias()
+
+
 GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "fold_batch_norm": conv_called_twice,
     "fold_norm_affine": norm_with_two_readers,
@@ -152,6 +163,7 @@ GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "fold_value_bias": attention_with_biases,
     "recognize_rms_norm": rms_norm_with_gain,
     "recognize_rms_norm_between_casts": rms_norm_between_casts,
+    "eliminate_key_bias": written_attention_with_biases,
     "canonicalize_aten": decomposed_layers,
     "fold_constants": normalised_weight,
     "eliminate_common_subexpressions": repeated_work,

@@ -20,6 +20,7 @@ CODES: Final[dict[str, str]] = {
     "no-gain": "the rewritten form would do as much work, or is not faster as predicted or measured",
     "no-partner": "there is no other operator to rewrite this one with",
     "not-a-norm": "the operator is no normalization that this pass knows",
+    "not-a-row-shift": "what is added to all scores of a row would not be added to a row of the softmax",
     "not-constant": "the tensor is computed at run time or is state that the model changes",
     "not-finite": "the folded tensor would overflow its dtype or hold a NaN",
     "not-linear-producer": "the value does not come from a convolution or a linear layer",
