@@ -34,12 +34,13 @@ Attributes of the matched operators:
     softmax, _softmax: dim checked to be the last; dtype, half_to_float irrelevant. matmul, bmm: both operands used.
     add, sub: operands used; alpha irrelevant: it scales a shift. mul, div: the other operand checked to be the same
     for all keys. where, masked_fill: what hides checked to be in the lower half of the negative range; the condition
-    irrelevant. linear: bias checked; weight kept.
+    irrelevant. eq: the number checked to be minus infinity. linear: bias checked; weight kept.
     Between them: the moves of ``flowopt.analysis.feature_layout``.
 
-Source: Namazifar et al., "Role of Bias Terms in Dot-Product Attention", section 3.
+Source: Namazifar et al., "Role of Bias Terms in Dot-Product Attention", arXiv:2302.08626.
 """
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
@@ -57,6 +58,7 @@ from flowopt.rewrite import Edit, Exactness, RewritePass, Site
 _aten = torch.ops.aten
 _ATTENTION = _aten.scaled_dot_product_attention.default
 _SOFTMAXES = (_aten.softmax.int, _aten._softmax.default)
+_EQUAL = _aten.eq.Scalar
 _SIZE_READERS = (_aten.sym_size.int,)
 
 
@@ -68,13 +70,13 @@ class Plan:
         layer: the key projection, perhaps packed with features that have a bias of zero.
         between: operators that are repeated, up to attention or the softmax, in graph order.
         kept: values of other features of the layer.
-        sizes: readers of sizes.
+        unshifted: readers of sizes, and of what is hidden.
     """
 
     layer: fx.Node
     between: tuple[fx.Node, ...]
     kept: tuple[fx.Node, ...]
-    sizes: tuple[fx.Node, ...]
+    unshifted: tuple[fx.Node, ...]
 
 
 class EliminateKeyBias(RewritePass[Plan]):
@@ -103,10 +105,10 @@ class EliminateKeyBias(RewritePass[Plan]):
                 _refuse_reader(site, other.source, other.node)
         _require_zero_elsewhere(site, layer, features)
         _require_same_for_all_keys(site, reader, key, own[0].layout)
-        behind, scores_sizes = _shifted(site, reader, scores)
+        behind, unshifted = _shifted(site, reader, scores)
         between = {reader, site.node, *behind, *(n for r in found for n in r.path)}
         kept = dict.fromkeys(r.source for r in others if r not in sizes)
-        return Plan(layer, tuple(sorted(between)), tuple(kept), (*(r.node for r in sizes), *scores_sizes))
+        return Plan(layer, tuple(sorted(between)), tuple(kept), (*(r.node for r in sizes), *unshifted))
 
     def rewrite(self, edit: Edit, plan: Plan) -> str:
         weight, _ = layers.weight_and_bias(plan.layer)
@@ -117,7 +119,7 @@ class EliminateKeyBias(RewritePass[Plan]):
                 moved[node] = edit.repeat(node, moved)
         for node in (edit.anchor, *plan.kept):
             edit.replace(node, moved[node])
-        for node in plan.sizes:
+        for node in plan.unshifted:
             with edit.before(node):
                 edit.replace(node, edit.repeat(node, moved))
         return f"{plan.layer.name} without its bias"
@@ -191,7 +193,7 @@ def _require_same_for_all_keys(site: Site, reader: fx.Node, key: fx.Node, layout
 def _shifted(
     site: Site, product: fx.Node, scores: tuple[fx.Node, ...]
 ) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
-    """Operators from the product to the softmax, in graph order, and readers of sizes.
+    """Operators from the product to the softmax, in graph order, and readers that see no shift.
 
     Refuses unless a number that is added to all elements of a row of the product is added to a row of the softmax.
     """
@@ -209,11 +211,12 @@ def _shifted(
                 message = f"{node.name} ({node.target}) may turn a shift of a row of {product.name} into something else"
                 site.refuse("not-a-row-shift", message, node)
             rows[node] = found
-    sizes = []
+    unshifted = []
     for node in rows:
         for user in node.users:
-            if user.target in _SIZE_READERS:
-                sizes.append(user)
+            # Decomposed attention asks whether all of a row is minus infinity, which no shift changes.
+            if user.target in _SIZE_READERS or (user.target is _EQUAL and user.args[1] == -math.inf):
+                unshifted.append(user)
             elif user not in rows and user is not site.node:
                 _refuse_reader(site, node, user)
     last, axis = site.node.args[:2]
@@ -224,7 +227,7 @@ def _shifted(
     site.require(
         is_over_keys, "axis-mismatch", f"the softmax, over axis {axis}, is not over the keys of {product.name}"
     )
-    return tuple(n for n in rows if n is not product), tuple(sizes)
+    return tuple(n for n in rows if n is not product), tuple(unshifted)
 
 
 def _refuse_reader(site: Site, source: fx.Node, reader: fx.Node) -> NoReturn:

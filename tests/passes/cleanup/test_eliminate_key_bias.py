@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from flowopt.passes.cleanup.eliminate_key_bias import EliminateKeyBias
 from flowopt.passes.fold.fold_norm_affine import FoldNormAffine
+from flowopt.passes.fold.fold_scale import FoldScale
 from flowopt.pipeline.runner import PipelineRun, run_passes
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
@@ -59,7 +60,7 @@ def assert_all_eliminate(cases: list[tuple[nn.Module, Tensor]]) -> None:
     assert_eliminates(module, *inputs, sites=len(cases))
 
 
-@settings(deadline=None, derandomize=True, max_examples=4)
+@settings(deadline=None, derandomize=True, max_examples=3)
 @given(st.lists(attentions(), min_size=2, max_size=3))
 def test_any_key_bias_is_removed(cases: list[tuple[nn.Module, Tensor]]) -> None:
     assert_all_eliminate(cases)
@@ -80,6 +81,12 @@ def test_fires_for_free_batch_and_sequence(form: str) -> None:
 @pytest.mark.parametrize("form", ["written", "written-grouped"])
 def test_fires_on_decomposed_attention(form: str) -> None:
     assert_eliminates(canonical(decomposed(attention(form), X)), X)
+
+
+def test_fires_on_decomposed_library_attention_whose_scales_are_folded() -> None:
+    module = together([(attention(form), X) for form in ("library", "hiding-mask")])[0]
+    program = canonical(decomposed(module, X, X))
+    assert_eliminates(run_passes(program, [FoldScale()]).program, X, X, sites=2)
 
 
 def test_no_mask_stands_in_the_way() -> None:

@@ -32,13 +32,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def test_refuses_keys_and_scores_that_are_read_elsewhere() -> None:
     def forward(m: Written, x: Tensor) -> list[Tensor]:
         (q, k, v), both, shared = projected(m, x), heads(m.key(x)), heads(m.key(x))
-        scores = q @ heads(m.key(x)).mT
+        scores, compared = q @ heads(m.key(x)).mT, q @ heads(m.key(x)).mT
         return [
             attend(q, k, v) + k.sum(),
             attend(q, both, both),
             attend(shared, shared, v),
             torch.softmax(shared @ shared.mT, -1) @ v,
             torch.softmax(scores / 2.0, -1) @ v + scores.mean(),
+            torch.softmax(compared, -1),
+            compared == 0.0,
         ]
 
     refuses("multiple-readers", forward)
