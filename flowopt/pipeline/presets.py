@@ -17,6 +17,7 @@ PRESETS: Final[dict[str, tuple[str, ...]]] = {
         "fold-norm-affine",
         "fold-linear-chain",
         "fold-value-bias",
+        "eliminate-key-bias",
         "merge-parallel-linears",
     ),
     "none": ("canonicalize-aten",),

@@ -25,6 +25,7 @@ Refuses when:
     train-mode              attention with dropout
     not-constant            a weight or a bias is computed at run time, or state
     not-finite              the new bias would overflow its dtype
+    unsupported-spelling    the bias has an axis beside that of the features, and differs from value to value
 
 A site is a call of scaled_dot_product_attention, or a softmax whose weights are multiplied with values; other softmaxes
 are no attention.
@@ -220,6 +221,10 @@ def _projection(site: Site, value: fx.Node) -> fx.Node:
     weight, bias = layers.weight_and_bias(node)
     if bias is None:
         site.refuse("no-bias", f"{node.name} has no bias", node)
+    # A bias of more axes would differ from value to value.
+    fits = len(sizes_as_text(bias)) == 1 and sizes_as_text(bias) == sizes_as_text(node)[-1:]
+    message = f"the bias of {node.name} is of shape {sizes_as_text(bias)}"
+    site.require(fits, "unsupported-spelling", message, node)
     site.constant(weight, f"the weight of {node.name}")
     site.constant(bias, f"the bias of {node.name}")
     return node

@@ -52,6 +52,18 @@ def test_refuses_a_value_projection_without_bias() -> None:
     refuses("no-bias", forward)
 
 
+def test_refuses_a_bias_that_differs_from_value_to_value() -> None:
+    def forward(m: Written, x: Tensor) -> Tensor:
+        v = F.linear(x[0], m.value.weight, m.table)
+        returned: Tensor = m.out(torch.softmax(m.query(x[0]) @ m.key(x[0]).mT, -1) @ v)
+        return returned
+
+    module = attention("library")
+    module.function = forward
+    module.register_buffer("table", normal(5, WIDTH, seed=3))
+    assert_refuses(FoldValueBias(), module, (X,), code="unsupported-spelling")
+
+
 def test_refuses_a_bias_that_is_packed_with_others() -> None:
     refuses("no-gain", FORMS["packed"])
 
