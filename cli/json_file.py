@@ -1,4 +1,4 @@
-"""``--json FILE|-``: a whole file or none."""
+"""``--json FILE|-`` and other results as text: a whole file or none."""
 
 import contextlib
 import errno
@@ -29,7 +29,12 @@ def require_writable(path: Path | None, option: str = "--json") -> None:
 
 
 def write_json(path: Path, text: str) -> None:
-    """Write JSON text to a file, or to stdout for ``-``.
+    """``write_text`` for ``--json``."""
+    write_text(path, text, "--json")
+
+
+def write_text(path: Path, text: str, option: str) -> None:
+    """Write what an option asks for to a file, or to stdout for ``-``.
 
     A reader of the file sees the old text or the new one, whole.
 
@@ -48,10 +53,10 @@ def write_json(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.add_note(f"while --json wrote {path}")
+        error.add_note(f"while {option} wrote {path}")
         if error.errno in _DISK:
             raise
-        raise CannotWrite(f"--json cannot write {path}: {error.strerror}", hint="name another file") from error
+        raise CannotWrite(f"{option} cannot write {path}: {error.strerror}", hint="name another file") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -1,4 +1,4 @@
-"""What the texts of ``--dynamic``, ``--shape``, ``--limit`` and ``--require`` mean."""
+"""What the texts of ``--dynamic``, ``--shape``, ``--limit``, ``--require`` and ``--at`` mean."""
 
 import dataclasses
 import re
@@ -108,6 +108,23 @@ def parse_require(texts: Sequence[str]) -> dict[str, int]:
             raise UserError(f"--require names {name} twice")
         required[name] = int(count)
     return required
+
+
+def parse_sizes(text: str) -> dict[str, int]:
+    """Sizes of free dimensions out of ``name=size,name=size``.
+
+    Raises:
+        UserError: a text of another form, or a dimension that is named twice.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.strip().partition("=")
+        if not _IDENTIFIER.fullmatch(name) or not size.isdecimal():
+            raise UserError(f"--at {text!r} is not name=size,name=size", hint="such as --at batch=1,sequence=32")
+        if name in sizes:
+            raise UserError(f"--at {text!r} names {name} twice", hint="one --at for each set of sizes")
+        sizes[name] = int(size)
+    return sizes
 
 
 def _split_range(spec: str, rest: str) -> tuple[str, tuple[int, int | None] | None]:

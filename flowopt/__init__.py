@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flowopt.rewrite.edit import Edit
     from flowopt.rewrite.site import Site
     from flowopt.runtime.artifact import Artifact
+    from flowopt.workflows.bench import bench
     from flowopt.workflows.explain import explain
     from flowopt.workflows.inspect import inspect_model
     from flowopt.workflows.inspect_artifact import inspect_artifact
@@ -51,6 +52,7 @@ _HOME = {
     "Site": "flowopt.rewrite.site",
     "Tuned": "flowopt.workflows.tuned",
     "Verdict": "flowopt.report.verdict",
+    "bench": "flowopt.workflows.bench",
     "capture": "flowopt.program.capture",
     "explain": "flowopt.workflows.explain",
     "inspect_artifact": "flowopt.workflows.inspect_artifact",
@@ -82,6 +84,7 @@ __all__ = [
     "Site",
     "Tuned",
     "Verdict",
+    "bench",
     "capture",
     "explain",
     "inspect_artifact",

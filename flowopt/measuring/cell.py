@@ -65,24 +65,33 @@ def measured_cell(
             except ContenderFailedError as error:
                 if contender is ours:
                     raise
-                worker.close()
                 failed[contender.name] = str(error)
             else:
                 workers[contender.name] = worker
         differences = _differences(workers, ours.name)
         on_progress("scouting")
-        scouted = {name: timing(b) for name, b in alternated(workers, _SCOUT_ROUNDS, plan.burst).items()}
+        bursts = alternated(workers, _SCOUT_ROUNDS, plan.burst, failed)
+        _require(ours, failed)
+        scouted = {name: timing(b) for name, b in bursts.items()}
         plain = _fastest(scouted, [c.name for c in others if c.is_plain])
         best = _fastest(scouted, [c.name for c in others])
         chosen = [name for name in dict.fromkeys((plain, best)) if name is not None]
         for name in [name for name in workers if name not in (ours.name, *chosen)]:
             workers.pop(name).close()
         bursts = until_sure(
-            workers, ours.name, chosen, plan, lambda number: on_progress(f"measuring, round {number + 1}")
+            workers, ours.name, chosen, plan, failed, lambda number: on_progress(f"measuring, round {number + 1}")
         )
-    ratios = {name: ratio(bursts[ours.name], bursts[name]) for name in chosen}
+        _require(ours, failed)
+    ratios = {name: ratio(bursts[ours.name], bursts[name]) for name in chosen if name in bursts}
     measured = {name: timing(found) for name, found in bursts.items()}
+    # Who ended while the ratio was measured keeps the figure of the first run, and has no ratio.
+    plain, best = (name if name in ratios else None for name in (plain, best))
     return BenchCell(model, dict(sizes), ours.name, scouted, measured, ratios, plain, best, failed, differences, peaks)
+
+
+def _require(ours: Contender, failed: Mapping[str, str]) -> None:
+    if ours.name in failed:
+        raise ContenderFailedError(failed[ours.name])
 
 
 def _fastest(scouted: Mapping[str, Timing], names: Sequence[str]) -> str | None:
@@ -98,7 +107,7 @@ def _differences(workers: Mapping[str, Worker], ours: str) -> dict[str, float]:
             continue
         other = load_file(worker.outputs)
         with contextlib.suppress(KeyError, RuntimeError):
-            found[name] = max(_difference(tensor, other[key]) for key, tensor in wanted.items())
+            found[name] = max((_difference(tensor, other[key]) for key, tensor in wanted.items()), default=0.0)
     return found
 
 

@@ -6,15 +6,19 @@ tools are other people's native code, and one that crashes is a cell without a f
 
 import contextlib
 import importlib.util
-import subprocess
+import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from flowopt.errors import MissingDependency, UserError
+from flowopt.measuring.child import child_command, child_environment, reason_of
 from flowopt.measuring.contender import Contender, Kind
+from flowopt.sandbox.process import run_process
 
 _SECONDS = 1800
 _OPSET = 23
@@ -136,11 +140,15 @@ def prepared(names: tuple[str, ...], reference: str, folder: Path) -> tuple[list
     folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     found: list[Contender] = []
+    export = _Export(reference, folder)
     for name in names:
         one = COMPETITORS[name]
         try:
-            source = reference if one.source == "reference" else str(_made(PLAIN[0], reference, folder))
-            path = source if one.make is None else str(_made(name, source, folder))
+            source = reference if one.source == "reference" else export.path()
+            if name == PLAIN[0]:
+                path = export.path()
+            else:
+                path = source if one.make is None else str(_made(name, source, folder))
         except _UnmadeError as error:
             failures[name] = str(error)
             continue
@@ -152,20 +160,45 @@ class _UnmadeError(Exception):
     """A tool failed on this model."""
 
 
+class _Export:
+    """Torch's export, from which several start: made once, and where it fails, tried once."""
+
+    def __init__(self, reference: str, folder: Path) -> None:
+        self._reference, self._folder = reference, folder
+        self._error: _UnmadeError | None = None
+
+    def path(self) -> str:
+        if self._error is not None:
+            raise self._error
+        try:
+            return str(_made(PLAIN[0], self._reference, self._folder))
+        except _UnmadeError as error:
+            self._error = _UnmadeError(f"torch.onnx.export: {error}")
+            raise self._error from error
+
+
 def _made(name: str, source: str, folder: Path) -> Path:
     target = folder / name / "model.onnx"
     if target.exists():
         return target
-    target.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "flowopt.measuring.competitors", name, source, str(target)]
+    # Aside, and renamed when it is whole: what an interrupted run leaves is never taken for a model.
+    aside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise _UnmadeError(f"{name} is not done after {_SECONDS} s") from error
-    if done.returncode != 0 or not target.exists():
-        target.unlink(missing_ok=True)
-        last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        raise _UnmadeError(last[:300])
+        ended = run_process(
+            child_command("flowopt.measuring.competitors", [name, source, str(aside / target.name)]),
+            b"",
+            environment=child_environment(),
+            folder=os.getcwd(),
+            seconds=_SECONDS,
+        )
+        if ended.status != 0:
+            raise _UnmadeError(reason_of(ended.status, ended.stderr, _SECONDS))
+        if not (aside / target.name).exists():
+            raise _UnmadeError(f"{name} wrote no file")
+        shutil.rmtree(target.parent, ignore_errors=True)
+        aside.rename(target.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return target
 
 

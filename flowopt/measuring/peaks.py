@@ -7,8 +7,8 @@ prints the seconds of all products of one run, and the bytes per second of the c
 
 import dataclasses
 import json
+import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from flowopt.analysis.products import Product, Shaped
+from flowopt.measuring.child import child_command, child_environment, reason_of
+from flowopt.measuring.process import ContenderFailedError
 from flowopt.report.bench import Peaks
+from flowopt.sandbox.process import run_process
 
 _BURST = 0.05
 _COPIED = 1 << 28
+_SECONDS = 900.0
 
 
 def measured_peaks(products: Sequence[Product], threads: int) -> Peaks | None:
@@ -28,15 +32,20 @@ def measured_peaks(products: Sequence[Product], threads: int) -> Peaks | None:
     Args:
         products: of one run.
         threads: as the contenders have.
+
+    Raises:
+        ContenderFailedError: torch does not run them.
     """
     if not products:
         return None
     with tempfile.TemporaryDirectory(prefix="flowopt-bench-") as folder:
         path = Path(folder) / "products.json"
         path.write_text(json.dumps([_told(p) for p in products]), encoding="utf-8")
-        command = [sys.executable, "-m", "flowopt.measuring.peaks", str(path), str(threads)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds, copied = json.loads(done.stdout.splitlines()[-1])
+        command = child_command("flowopt.measuring.peaks", [str(path), str(threads)])
+        ended = run_process(command, b"", environment=child_environment(), folder=os.getcwd(), seconds=_SECONDS)
+    if ended.status != 0:
+        raise ContenderFailedError(reason_of(ended.status, ended.stderr, _SECONDS))
+    seconds, copied = json.loads(ended.answer.decode().splitlines()[-1])
     flop = sum(p.flop * p.count for p in products)
     moved = sum(p.moved_bytes * p.count for p in products)
     return Peaks(flop, moved, flop / seconds, copied)

@@ -2,17 +2,20 @@
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
 from typing import Any, final
 
+from flowopt.measuring.child import child_command, child_environment, reason_of
 from flowopt.measuring.contender import Contender
 
 _OPEN_SECONDS = 900.0
 _BURST_SECONDS = 300.0
+_SECONDS_TO_END = 5.0
 
 
 class ContenderFailedError(Exception):
@@ -25,8 +28,9 @@ class Worker:
 
     def __init__(self, contender: Contender, inputs: Path, input_names: tuple[str, ...], threads: int) -> None:
         self.contender = contender
-        self._folder = tempfile.TemporaryDirectory(prefix="flowopt-bench-")
+        self._folder = tempfile.TemporaryDirectory(prefix="flowopt-bench-", ignore_cleanup_errors=True)
         self.outputs = Path(self._folder.name) / "outputs.safetensors"
+        self._stderr = Path(self._folder.name) / "stderr.txt"
         spec = Path(self._folder.name) / "spec.json"
         told = {
             "contender": contender.plain(),
@@ -36,13 +40,18 @@ class Worker:
             "threads": threads,
         }
         spec.write_text(json.dumps(told), encoding="utf-8")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "flowopt.measuring.worker", str(spec)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        with self._stderr.open("wb") as stderr:
+            # A session of its own: what a runtime starts, such as the compilers of torch.compile, ends with it.
+            self._process = subprocess.Popen(
+                child_command("flowopt.measuring.worker", [str(spec)]),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=child_environment(),
+                start_new_session=True,
+            )
+        self._is_closed = False
 
     def __enter__(self) -> "Worker":
         return self
@@ -54,7 +63,7 @@ class Worker:
         """Return once the model is loaded and has run.
 
         Raises:
-            ContenderFailedError: it cannot, and why.
+            ContenderFailedError: it cannot, and why; the worker is closed.
         """
         self._answer(_OPEN_SECONDS)
 
@@ -62,9 +71,9 @@ class Worker:
         """Seconds of each call of one burst.
 
         Raises:
-            ContenderFailedError: the process ended or takes too long.
+            ContenderFailedError: the process ended or takes too long; the worker is closed.
         """
-        assert self._process.stdin is not None
+        assert self._process.stdin is not None and not self._is_closed
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"burst": seconds}) + "\n")
             self._process.stdin.flush()
@@ -72,8 +81,11 @@ class Worker:
         return [float(one) for one in found]
 
     def close(self) -> None:
-        """End the process and forget its files."""
-        self._process.kill()
+        """End the process with all that it started, and forget its files."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
@@ -83,17 +95,38 @@ class Worker:
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         assert self._process.stdout is not None
-        clock = threading.Timer(seconds, self._process.kill)
+        is_late = threading.Event()
+
+        def stop() -> None:
+            is_late.set()
+            self._kill()
+
+        clock = threading.Timer(seconds, stop)
         clock.start()
         try:
             line = self._process.stdout.readline()
         finally:
-            is_late = not clock.is_alive()
             clock.cancel()
-        if not line:
-            reason = f"no answer within {seconds:g} s" if is_late else f"it ended with code {self._process.wait()}"
-            raise ContenderFailedError(f"{self.contender.name}: {reason}")
-        answer: dict[str, Any] = json.loads(line)
+        answer: dict[str, Any] = json.loads(line) if line.endswith("\n") else {}
+        if not answer:
+            answer = {"failed": self._ending(seconds, is_late=is_late.is_set())}
         if "failed" in answer:
+            self.close()
             raise ContenderFailedError(str(answer["failed"]))
         return answer
+
+    def _ending(self, seconds: float, *, is_late: bool) -> str:
+        status = None
+        if not is_late:
+            # Its pipe closes a moment before it ends.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = self._process.wait(_SECONDS_TO_END)
+        return reason_of(status, self._stderr.read_text(encoding="utf-8", errors="replace"), seconds)
+
+    def _kill(self) -> None:
+        if hasattr(os, "killpg"):
+            # macOS forbids to signal a group in which all have ended.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        else:
+            self._process.kill()

@@ -19,15 +19,6 @@ def is_factory(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None
 
 
-def factory_arguments(text: str) -> dict[str, Any]:
-    """What a factory returns, as the arguments of ``flowopt.capture``.
-
-    Raises:
-        UserError: it returns a captured program, whose module is gone.
-    """
-    return arguments_of_factory(text)
-
-
 def exported_reference(text: str) -> ExportedProgram:
     """The model as torch's own exporter would get it: nothing of flowopt's has touched it.
 
@@ -36,11 +27,11 @@ def exported_reference(text: str) -> ExportedProgram:
     """
     if not is_factory(text):
         return torch.export.load(text)
-    return exported_module(**factory_arguments(text))
+    return exported_module(**arguments_of_factory(text))
 
 
-def call_arguments(text: str, inputs: Mapping[str, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How the eager model is called with inputs by name.
+def eager_model(text: str, inputs: Mapping[str, Tensor]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The model in torch, and the arguments by position and by name that give it inputs by name.
 
     Args:
         text: a factory, whose constants (such as ``use_cache=False``) stay; or an archive, which takes all inputs by
@@ -48,19 +39,20 @@ def call_arguments(text: str, inputs: Mapping[str, Tensor]) -> tuple[tuple[Any, 
         inputs: by name, in the order of the captured program.
 
     Raises:
-        UserError: an input lies inside a list or a dictionary.
+        UserError: an input lies inside a list or a dictionary, or the factory returns a captured program, whose
+            module is gone.
     """
     if not is_factory(text):
-        return tuple(inputs.values()), {}
-    made = factory_arguments(text)
+        return torch.export.load(text).module(check_guards=False), tuple(inputs.values()), {}
+    made = arguments_of_factory(text)
     signature = inspect.signature(made["module"].forward)
     bound = signature.bind(*made.get("args", ()), **(made.get("kwargs") or {}))
     nested = [name for name, value in bound.arguments.items() if isinstance(value, (list, tuple, dict))]
     if nested:
         raise UserError(
             f"inputs {nested} of {text} hold tensors in lists or dictionaries",
-            hint="give the reference as an archive: flowopt optimize MODEL --target torch writes one",
+            hint="give the reference as an archive of torch.export.save",
         )
     for name, value in bound.arguments.items():
         bound.arguments[name] = inputs[name] if isinstance(value, Tensor) else value
-    return bound.args, bound.kwargs
+    return made["module"].eval(), bound.args, bound.kwargs

@@ -53,11 +53,11 @@ def _onnxruntime(path: str, inputs: Mapping[str, Tensor], threads: int) -> tuple
 
 
 def _eager(path: str, inputs: Mapping[str, Tensor], threads: int) -> tuple[Run, Callable[[], list[Tensor]]]:
-    return _called(_module(path), path, inputs)
+    return _called(path, inputs, lambda module: module)
 
 
 def _compile(path: str, inputs: Mapping[str, Tensor], threads: int) -> tuple[Run, Callable[[], list[Tensor]]]:
-    return _called(torch.compile(_module(path)), path, inputs)
+    return _called(path, inputs, torch.compile)
 
 
 def _openvino(path: str, inputs: Mapping[str, Tensor], threads: int) -> tuple[Run, Callable[[], list[Tensor]]]:
@@ -80,23 +80,17 @@ def _openvino(path: str, inputs: Mapping[str, Tensor], threads: int) -> tuple[Ru
     return run, lambda: [torch.as_tensor(array) for array in run().values()]
 
 
-def _module(path: str) -> torch.nn.Module:
-    from flowopt.measuring.reference import factory_arguments, is_factory
+def _called(
+    path: str, inputs: Mapping[str, Tensor], prepared: Callable[[Any], Any]
+) -> tuple[Run, Callable[[], list[Tensor]]]:
+    from flowopt.measuring.reference import eager_model
 
-    if is_factory(path):
-        module: torch.nn.Module = factory_arguments(path)["module"]
-        return module.eval()
-    return torch.export.load(path).module(check_guards=False)
-
-
-def _called(module: Any, path: str, inputs: Mapping[str, Tensor]) -> tuple[Run, Callable[[], list[Tensor]]]:
-    from flowopt.measuring.reference import call_arguments
-
-    args, kwargs = call_arguments(path, inputs)
+    module, args, kwargs = eager_model(path, inputs)
+    ready = prepared(module)
 
     def run() -> Any:
         with torch.inference_mode():
-            return module(*args, **kwargs)
+            return ready(*args, **kwargs)
 
     return run, lambda: [leaf for leaf in torch.utils._pytree.tree_leaves(run()) if isinstance(leaf, Tensor)]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,16 @@ class BenchCell:
         """``gpt2 batch=1 sequence=32``."""
         return " ".join([self.model, *(f"{name}={size}" for name, size in self.sizes.items())])
 
+    @staticmethod
+    def of(told: Mapping[str, Any]) -> "BenchCell":
+        """Out of what ``to_json`` wrote of one."""
+        return BenchCell(
+            **dict(told)
+            | {name: {n: Timing(**t) for n, t in told[name].items()} for name in ("scouted", "measured")}
+            | {"ratios": {n: Ratio(**r) for n, r in told["ratios"].items()}}
+            | {"peaks": None if told["peaks"] is None else Peaks(**told["peaks"])}
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
@@ -105,3 +116,8 @@ class BenchReport:
     date: str
     versions: Mapping[str, str]
     schema_version: int = 1
+
+    @staticmethod
+    def of(told: Mapping[str, Any]) -> "BenchReport":
+        """Out of what ``to_json`` wrote of one."""
+        return BenchReport(**dict(told) | {"cells": tuple(BenchCell.of(cell) for cell in told["cells"])})

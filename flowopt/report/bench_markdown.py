@@ -1,5 +1,7 @@
 """A bench as a Markdown table."""
 
+from collections.abc import Mapping
+
 from flowopt.report.bench import BenchCell, BenchReport, Peaks, Ratio, Timing
 
 _HEAD = (
@@ -7,16 +9,27 @@ _HEAD = (
     "| GFLOP/s of peak | GB/s of peak |"
 )
 
+_ROUNDING = 1e-3
 
-def bench_markdown(report: BenchReport) -> str:
-    """The table, what its columns mean, and every competitor's time below it."""
+
+def bench_markdown(report: BenchReport, titles: Mapping[str, str] | None = None) -> str:
+    """The table, what its columns mean, and every competitor's time below it.
+
+    Args:
+        report: what to show.
+        titles: of groups, by model: each group is a table of its own; by default there is one without a title.
+    """
+    groups: dict[str, list[BenchCell]] = {}
+    for cell in report.cells:
+        groups.setdefault((titles or {}).get(cell.model, ""), []).append(cell)
     lines = [
         f"{report.processor}, {report.threads} threads, {report.date}; "
         + ", ".join(f"{name} {version}" for name, version in report.versions.items()),
-        "",
-        _HEAD,
-        "|" + "---|" * _HEAD.count(" | ") + "---|",
-        *(_row(cell) for cell in report.cells),
+    ]
+    for title, cells in groups.items():
+        lines += ["", *([f"**{title}**", ""] if title else []), _HEAD, "|" + "---|" * (_HEAD.count("|") - 1)]
+        lines += [_row(cell) for cell in cells]
+    lines += [
         "",
         "A ratio is our time over the other's: below 1 we are faster.",
         "The peak beside GFLOP/s is that of the model's own products alone, that beside GB/s of a large copy.",
@@ -25,6 +38,14 @@ def bench_markdown(report: BenchReport) -> str:
         "",
         *_all_contenders(report),
     ]
+    others = [
+        f"- {cell.label}: {name}: {difference:.0e}"
+        for cell in report.cells
+        for name, difference in cell.differences.items()
+        if difference > _ROUNDING
+    ]
+    if others:
+        lines += ["", "Outputs that differ from ours by more than rounding, over the largest one:", "", *others]
     failures = [f"- {cell.label}: {name}: {why}" for cell in report.cells for name, why in cell.failures.items()]
     if failures:
         lines += ["", "Without a figure:", "", *failures]

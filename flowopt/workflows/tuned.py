@@ -20,7 +20,7 @@ from flowopt.workflows.tuned_json import MERGE, Document, document, parsed
 
 _LIMITS: Final = Limits(json=16 * MEBIBYTE, depth=8)
 _DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-_AGAIN: Final = "measure again with flowopt.tune"
+_AGAIN: Final = "measure again: flowopt bench --reference MODEL --tune FILE"
 
 
 @dataclass(frozen=True, slots=True)

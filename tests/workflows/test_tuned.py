@@ -72,7 +72,7 @@ class TestFile:
         path.write_bytes(raw)
         with pytest.raises(UserError, match=message) as caught:
             Tuned.load(path)
-        assert "flowopt.tune" in caught.value.hint
+        assert "flowopt bench --reference MODEL --tune FILE" in caught.value.hint
 
     @pytest.mark.parametrize(
         ("change", "message"),
