@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import flowopt
+from flowopt.cli.bench import bench
 from flowopt.cli.explain import explain
 from flowopt.cli.failure import EXIT_INTERRUPTED, EXIT_IO, described, exit_code_of
 from flowopt.cli.inspect import inspect
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (optimize, explain, verify, inspect, passes):
+for command in (optimize, explain, verify, bench, inspect, passes):
     app.command()(command)
 
 
