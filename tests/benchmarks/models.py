@@ -37,6 +37,15 @@ def gpt2_of_depth(layers: int) -> dict[str, Any]:
     return _text(GPT2LMHeadModel(GPT2Config(n_layer=layers)), 50257, use_cache=False)
 
 
+def narrow_gpt2_of_depth(layers: int) -> dict[str, Any]:
+    """GPT-2 of width 64: its graph is that of the large one, and its numbers cost nothing."""
+    quiet_transformers()
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_layer=layers, n_embd=64, n_head=2, vocab_size=97)
+    return _text(GPT2LMHeadModel(config), 97, use_cache=False)
+
+
 def llama() -> dict[str, Any]:
     """Llama-shaped: 12 layers of width 768, 12 query heads to 4 key heads, gated MLP of 2,048, 124 M parameters."""
     quiet_transformers()

@@ -9,7 +9,6 @@ running them again, and marks a result of another commit as stale.
 import argparse
 import datetime
 import json
-import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,6 +25,11 @@ ROWS = (
     *constants.ROWS,
     *parametrizations.ROWS,
 )
+from tests.benchmarks.commit import commit
+from tests.goals import alarms, bench, constants, loading, mutants, spine, verification
+from tests.goals.row import Measured, Row
+
+ROWS = (*spine.ROWS, *loading.ROWS, *verification.ROWS, *mutants.ROWS, *alarms.ROWS, *constants.ROWS, *bench.ROWS)
 _ROOT = Path(__file__).resolve().parents[2]
 _CACHE = _ROOT / ".goals.json"
 _STATUS = {True: "pass", False: "fail", None: "not run"}
@@ -53,12 +57,12 @@ def main() -> int:
 
 def _measured(row: Row, *, use_cache: bool) -> tuple[Measured, str]:
     kept = json.loads(_CACHE.read_text()) if _CACHE.exists() else {}
-    commit = _commit()
+    now = commit()
     if use_cache and row.is_long:
         last = kept.get(row.name)
         if last is None:
             return Measured("-", None), ""
-        remark = f" ({last['commit']} {last['date']}{'' if last['commit'] == commit else ', stale'})"
+        remark = f" ({last['commit']} {last['date']}{'' if last['commit'] == now else ', stale'})"
         return Measured(last["value"], last["is_met"], tuple(last["details"])), remark
     measured = row.measure()
     if row.is_long:
@@ -67,17 +71,11 @@ def _measured(row: Row, *, use_cache: bool) -> tuple[Measured, str]:
             "value": measured.value,
             "is_met": measured.is_met,
             "details": measured.details,
-            "commit": commit,
+            "commit": now,
             "date": today,
         }
         _CACHE.write_text(json.dumps(kept, indent=1))
     return measured, ""
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":
