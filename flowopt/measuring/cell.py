@@ -55,7 +55,7 @@ def measured_cell(
     failed = dict(failures)
     with tempfile.TemporaryDirectory(prefix="flowopt-bench-") as folder, ExitStack() as stack:
         path = Path(folder) / "inputs.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, path)
+        save_file({name: tensor.contiguous().clone() for name, tensor in inputs.items()}, path)
         workers: dict[str, Worker] = {}
         for contender in (ours, *others):
             on_progress(f"opening {contender.name}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from flowopt.measuring.contender import Contender
 
 Run = Callable[[], Any]
+_STATE = "state_"
 
 
 def opened(contender: Contender, inputs: Mapping[str, Tensor], threads: int) -> tuple[Run, Callable[[], list[Tensor]]]:
@@ -99,7 +100,9 @@ def _by_position(names: list[str], inputs: Mapping[str, Tensor]) -> dict[str, Te
     """Inputs under the names that a file gives them: exporters rename, and keep the order."""
     if all(name in inputs for name in names):
         return {name: inputs[name] for name in names}
-    return dict(zip(names, inputs.values(), strict=True))
+    # An export of the module keeps inside what the captured program takes as state.
+    given = [tensor for name, tensor in inputs.items() if len(names) == len(inputs) or not name.startswith(_STATE)]
+    return dict(zip(names, given, strict=True))
 
 
 _OPENERS: dict[str, Callable[[str, Mapping[str, Tensor], int], tuple[Run, Callable[[], list[Tensor]]]]] = {

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import flowopt
-from flowopt.measuring.competitors import prepared
+from flowopt.measuring.competitors import PLAIN, prepared
+from flowopt.measuring.contender import Contender
 from flowopt.program.program import Program
 
 TINY = "tests.measuring.models:tiny"
@@ -24,8 +25,14 @@ def artifact(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Torch's own export of the model."""
-    (found,), failures = prepared(("ort",), TINY, tmp_path_factory.mktemp("exported"))
+def plain_exports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Contender, ...]:
+    """Torch's own exports of the model, at both opsets."""
+    found, failures = prepared(PLAIN, TINY, tmp_path_factory.mktemp("exported"))
     assert not failures
-    return Path(found.path)
+    return tuple(found)
+
+
+@pytest.fixture(scope="session")
+def exported(plain_exports: tuple[Contender, ...]) -> Path:
+    """The file of the first."""
+    return Path(plain_exports[0].path)

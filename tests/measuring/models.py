@@ -103,3 +103,7 @@ class Stateful(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.seen.add_(1.0)
         return x + self.seen
+
+
+def stateful() -> dict[str, Any]:
+    return {"module": Stateful().eval(), "args": (torch.ones(3),)}

@@ -10,6 +10,7 @@ import pytest
 from flowopt.errors import MissingDependency, UserError
 from flowopt.measuring import competitors
 from flowopt.measuring.competitors import COMPETITORS, PLAIN, prepared, require_known
+from flowopt.measuring.contender import Contender
 from flowopt.sandbox.process import Ended
 from tests.measuring.conftest import TINY
 
@@ -44,17 +45,18 @@ def test_a_package_that_is_not_installed_is_named_with_its_line_for_pip(monkeypa
 
 
 def test_the_plain_export_of_a_factory_is_made_at_both_opsets_and_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain_exports: tuple[Contender, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, failures = prepared(PLAIN, TINY, tmp_path)
-    assert failures == {}
-    assert [(one.name, one.kind, one.is_plain) for one in found] == [(name, "onnxruntime", True) for name in PLAIN]
-    models = [onnx.load(one.path) for one in found]
-    assert [model.opset_import[0].version for model in models][1] == 23
+    assert [(one.name, one.kind, one.is_plain) for one in plain_exports] == [
+        (name, "onnxruntime", True) for name in PLAIN
+    ]
+    models = [onnx.load(one.path) for one in plain_exports]
+    assert models[1].opset_import[0].version == 23 != models[0].opset_import[0].version
     assert [i.name for i in models[0].graph.input] == ["ids", "mask"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(PLAIN)
+    folder = Path(plain_exports[0].path).parent.parent
+    assert sorted(p.name for p in folder.iterdir()) == sorted(PLAIN)
     started = answer(monkeypatch)
-    assert prepared(PLAIN, TINY, tmp_path)[0] == found
+    assert tuple(prepared(PLAIN, TINY, folder)[0]) == plain_exports
     assert started == []
 
 

@@ -1,12 +1,17 @@
+from pathlib import Path
+
 import pytest
 import torch
 
+import flowopt
 from flowopt.errors import UserError
+from flowopt.measuring.competitors import prepared
+from flowopt.measuring.contender import Contender
 from flowopt.measuring.inputs import inputs_of_program, inputs_of_specs
-from flowopt.program.capture import capture
+from flowopt.measuring.runners import opened
 from flowopt.program.interface import TensorSpec
 from flowopt.program.program import Program
-from tests.measuring.models import Stateful
+from flowopt.program.to_exported import to_exported
 
 SIZES = {"batch": 4, "sequence": 40}
 
@@ -27,11 +32,24 @@ def test_they_are_the_same_every_time(program: Program) -> None:
     assert not torch.equal(first["ids"], inputs_of_program(program, SIZES, seed=1)["ids"])
 
 
-def test_state_is_as_stored() -> None:
-    program = capture(Stateful().eval(), (torch.ones(3),))
+def test_state_is_as_stored_for_every_runtime(tmp_path: Path) -> None:
+    program = flowopt.load("tests.measuring.models:stateful")
     found = inputs_of_program(program, {})
     (state,) = [one for one in program.inputs if one.state is not None]
     assert torch.equal(found[state.name], torch.full((3,), 4.0))
+    flowopt.optimize(program, folder=tmp_path / "out", verify="off")
+    torch.export.save(to_exported(program), tmp_path / "reference.pt2")
+    (plain,), failures = prepared(("ort",), "tests.measuring.models:stateful", tmp_path)
+    assert failures == {}
+    contenders = [
+        Contender("ours", "artifact", str(tmp_path / "out")),
+        Contender("eager", "eager", "tests.measuring.models:stateful"),
+        Contender("archive", "eager", str(tmp_path / "reference.pt2")),
+        plain,
+    ]
+    for contender in contenders:
+        _, outputs = opened(contender, found, 1)
+        torch.testing.assert_close(outputs()[0], found["x"] + 5.0)
 
 
 def test_an_artifact_alone_gets_ones_as_integers() -> None:
