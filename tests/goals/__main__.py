@@ -13,7 +13,8 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-from tests.goals import alarms, constants, loading, mutants, parametrizations, spine, verification
+from tests.benchmarks.commit import commit
+from tests.goals import alarms, bench, constants, loading, mutants, parametrizations, spine, verification
 from tests.goals.row import Measured, Row
 
 ROWS = (
@@ -24,12 +25,8 @@ ROWS = (
     *alarms.ROWS,
     *constants.ROWS,
     *parametrizations.ROWS,
+    *bench.ROWS,
 )
-from tests.benchmarks.commit import commit
-from tests.goals import alarms, bench, constants, loading, mutants, spine, verification
-from tests.goals.row import Measured, Row
-
-ROWS = (*spine.ROWS, *loading.ROWS, *verification.ROWS, *mutants.ROWS, *alarms.ROWS, *constants.ROWS, *bench.ROWS)
 _ROOT = Path(__file__).resolve().parents[2]
 _CACHE = _ROOT / ".goals.json"
 _STATUS = {True: "pass", False: "fail", None: "not run"}
