@@ -1,5 +1,7 @@
 """Cases that replace a value inside the graph: which passes they can judge."""
 
+from collections.abc import Container
+
 from torch import fx
 
 from flowopt.pipeline.instrument import PassRun
@@ -12,7 +14,8 @@ def reaches(run: PassRun, case: Case) -> bool:
     """Whether what a case puts in the place of nodes reaches all that a pass made.
 
     It does not where the pass removed such a node, or reads what lies before it: an embedding that took in what
-    followed it computes from the ids, and knows nothing of the numbers that the case put behind them.
+    followed it computes from the ids, and knows nothing of the numbers that the case put behind them. Nor does it where
+    the node took the place of an equal one, for which the case has put nothing.
     """
     if not case.overrides:
         return True
@@ -23,11 +26,20 @@ def reaches(run: PassRun, case: Case) -> bool:
     hidden = {n.name for one in replaced for n in _sources(one)}
     regions = Regions(run.before)
     for _, claim in whole_claims(run.application, after):
-        if claim.old not in before or not any(one in _sources(before[claim.old]) for one in replaced):
+        if claim.old not in before:
+            continue
+        is_behind = _is_behind(before[claim.old], case.overrides)
+        if is_behind != _is_behind(after[claim.new], case.overrides):
+            return False
+        if not is_behind:
             continue
         if regions.of(claim.old, after[claim.new]).shared & hidden:
             return False
     return True
+
+
+def _is_behind(node: fx.Node, names: Container[str]) -> bool:
+    return any(one.name in names for one in (node, *_sources(node)))
 
 
 def _sources(node: fx.Node) -> set[fx.Node]:

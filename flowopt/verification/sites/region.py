@@ -77,7 +77,8 @@ class Regions:
         shared = {self.nodes[name] for name in _shared(new, self.nodes)}
         start = self.nodes[old]
         roots = shared if start in shared else shared | set(_beside(start, shared))
-        while (bound := self._bound(roots)) is not None:
+        common = _before({start}) & _before(shared)
+        while (bound := self._bound(roots, common)) is not None:
             roots = (roots - {bound}) | {n for n in bound.all_input_nodes if not is_parameter_only(n)}
         free = frozenset(n for n in roots if n in self._activations and recorded_tensor(n) is not None)
         names = frozenset(n.name for n in shared)
@@ -87,12 +88,20 @@ class Regions:
         """True when the node depends on features or embeddings, not on integers alone."""
         return node in self._activations
 
-    def _bound(self, roots: set[fx.Node]) -> fx.Node | None:
-        """The last root that is not free: it depends on another one, or its operator restricts its values."""
+    def _bound(self, roots: set[fx.Node], common: set[fx.Node]) -> fx.Node | None:
+        """The last root that is not free.
+
+        It depends on another one, or its operator restricts its values, or one side alone reads it: then it may equal
+        what the other reads in its place, such as a second embedding of the same ids.
+        """
         # Sizes and masks keep what the model computes, whatever an activation behind them is.
         binding = roots & self._activations
         for node in sorted(roots, reverse=True):
-            if node.op != "placeholder" and (self._is_restricted(node) or _depends_on(node, binding - {node})):
+            if node.op == "placeholder":
+                continue
+            value = recorded_tensor(node)
+            is_one_sided = node not in common and value is not None and value.is_floating_point()
+            if is_one_sided or self._is_restricted(node) or _depends_on(node, binding - {node}):
                 return node
         return None
 
@@ -152,6 +161,16 @@ def _beside(old: fx.Node, shared: set[fx.Node]) -> Iterator[fx.Node]:
                 pending.append(source)
             else:
                 yield source
+
+
+def _before(nodes: set[fx.Node]) -> set[fx.Node]:
+    """The nodes and all that they are computed from."""
+    pending, seen = [*nodes], {*nodes}
+    while pending:
+        fresh = [n for n in pending.pop().all_input_nodes if n not in seen]
+        seen.update(fresh)
+        pending.extend(fresh)
+    return seen
 
 
 def _depends_on(node: fx.Node, others: set[fx.Node]) -> bool:

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from flowopt.ir.text import operator_census
 from flowopt.passes.cleanup.eliminate_common_subexpressions import EliminateCommonSubexpressions
@@ -13,7 +14,7 @@ from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.testing import assert_refuses, assert_rewrites
 from flowopt.verification.verify_passes import VerifyPasses
-from tests.passes.programs import Written, normal
+from tests.passes.programs import Written, normal, randomised
 
 CSE = EliminateCommonSubexpressions
 
@@ -98,3 +99,30 @@ def test_what_reads_two_outputs_stays_apart_with_them() -> None:
 def test_one_output_and_one_value_become_one() -> None:
     program = program_of(lambda m, x: [x.sin(), x.sin().exp()])
     assert_rewrites(CSE(), program, before={"aten.sin": 2}, after={"aten.sin": 1}, max_ulp=0)
+
+
+class Timesteps(nn.Module):
+    """What blocks of a diffusion transformer repeat: angles of whole numbers, and an embedding, of the same inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 16)
+        self.layers = nn.ModuleList([nn.Linear(16, 6) for _ in range(3)])
+
+    def forward(self, step: Tensor, label: Tensor) -> Tensor:
+        return torch.stack([F.silu(layer(self.angles(step) + self.table(label))) for layer in self.layers]).sum(0)
+
+    def angles(self, step: Tensor) -> Tensor:
+        frequencies = torch.exp(torch.arange(0, 8, dtype=torch.float32) * -0.3)
+        turned = step[:, None].float() * frequencies[None, :]
+        return torch.cat([turned.sin(), turned.cos()], -1)
+
+
+def test_floating_numbers_made_of_the_same_integers_are_one() -> None:
+    module = randomised(Timesteps())
+    inputs = (torch.tensor([7, 421, 999]), torch.tensor([0, 4, 2]))
+    program = capture(module, inputs, dynamic={"step": {0: "batch"}, "label": {0: "batch"}})
+    run = run_passes(program, [EliminateCommonSubexpressions()], [VerifyPasses(level="full")])
+    assert run.records[0].outcome == "kept", run.records[0].reason
+    census = operator_census(run.program.graph)
+    assert census["aten.embedding"] == census["aten.sin"] == census["aten.cat"] == 1
