@@ -57,17 +57,19 @@ def measured_cell(
         path = Path(folder) / "inputs.safetensors"
         save_file({name: tensor.contiguous().clone() for name, tensor in inputs.items()}, path)
         workers: dict[str, Worker] = {}
-        for contender in (ours, *others):
-            on_progress(f"opening {contender.name}")
-            worker = stack.enter_context(Worker(contender, path, tuple(inputs), threads))
+        # All start at once: loading is most of a cell's time, and nothing is measured yet.
+        started = [stack.enter_context(Worker(one, path, tuple(inputs), threads)) for one in (ours, *others)]
+        for worker in started:
+            name = worker.contender.name
+            on_progress(f"opening {name}")
             try:
                 worker.wait_ready()
             except ContenderFailedError as error:
-                if contender is ours:
+                if worker.contender is ours:
                     raise
-                failed[contender.name] = str(error)
+                failed[name] = str(error)
             else:
-                workers[contender.name] = worker
+                workers[name] = worker
         differences = _differences(workers, ours.name)
         on_progress("scouting")
         bursts = alternated(workers, _SCOUT_ROUNDS, plan.burst, failed)

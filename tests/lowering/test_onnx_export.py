@@ -1,6 +1,7 @@
 """Lowering to ONNX: names, dimensions, results, and what must not happen to the graph."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -296,3 +297,27 @@ def test_the_same_program_gives_the_same_bytes_in_another_folder(tmp_path: Path)
     build(one.program, tmp_path / "deeper" / "b")
     first = {f.name: f.read_bytes() for f in one.folder.iterdir()}
     assert first == {f.name: f.read_bytes() for f in (tmp_path / "deeper" / "b").iterdir()}
+
+
+class WithoutGains(nn.Module):
+    """Two norms of one width without a gain, as after their gains were folded, and one of another width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.rms_norm(self.first(nn.functional.rms_norm(x, (6,), eps=1e-6)), (6,), eps=1e-6)
+        return nn.functional.rms_norm(self.second(x), (4,), eps=1e-6)
+
+
+def test_norms_without_gain_share_stored_ones(tmp_path: Path) -> None:
+    one = models.program(WithoutGains(), torch.randn(3, 6), dynamic={"x": {0: "batch"}})
+    artifact, _ = build(one, tmp_path / "artifact")
+    graph = graph_of(artifact.folder)
+    counts = Counter(node.op_type for node in graph.node)
+    assert counts["RMSNormalization"] == 3
+    assert counts["ConstantOfShape"] == counts["Shape"] == 0
+    assert sorted(tuple(i.dims) for i in graph.initializer if len(i.dims) == 1 and "ones" in i.name) == [(4,), (6,)]
+    x = torch.randn(5, 6)
+    require_equal(artifact.run(x), one.run(x))

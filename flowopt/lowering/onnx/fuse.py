@@ -8,6 +8,7 @@ from typing import Any
 
 from flowopt.lowering.onnx.attention_layout import keep_heads_last
 from flowopt.lowering.onnx.attention_mask import repeat_masks
+from flowopt.lowering.onnx.constant_gains import store_gains
 from flowopt.lowering.onnx.rotary import repeat_angles
 
 
@@ -20,6 +21,7 @@ def fuse(model: Any) -> None:
     # Its rules compute the angles once per embedding; equal ones are one value again before they are repeated.
     common.CommonSubexpressionEliminationPass()(model)
     keep_heads_last(model)
+    store_gains(model)
     common.RemoveUnusedNodesPass()(model)
     repeat_angles(model)
     repeat_masks(model)
