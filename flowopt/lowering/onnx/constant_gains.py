@@ -36,7 +36,10 @@ def store_gains(model: Any) -> int:
         if key not in stored:
             ones = onnx_ir.tensor(value.numpy().reshape(-1).repeat(source.shape[-1]), dtype=value.dtype)
             stored[key] = onnx_ir.Value(
-                name=f"ones_{source.shape[-1]}", shape=ones.shape, type=onnx_ir.TensorType(ones.dtype), const_value=ones
+                name=f"ones_{source.shape[-1]}",
+                shape=onnx_ir.Shape(ones.shape),
+                type=onnx_ir.TensorType(ones.dtype),
+                const_value=ones,
             )
             model.graph.register_initializer(stored[key])
         node.replace_input_with(1, stored[key])
