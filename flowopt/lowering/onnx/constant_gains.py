@@ -37,7 +37,7 @@ def store_gains(model: Any) -> int:
             ones = onnx_ir.tensor(value.numpy().reshape(-1).repeat(source.shape[-1]), dtype=value.dtype)
             stored[key] = onnx_ir.Value(
                 name=f"ones_{source.shape[-1]}",
-                shape=onnx_ir.Shape(ones.shape),
+                shape=onnx_ir.Shape([source.shape[-1]]),
                 type=onnx_ir.TensorType(ones.dtype),
                 const_value=ones,
             )
