@@ -216,11 +216,13 @@ def test_verify_compares_errors_with_those_of_the_lowered_file(artifact: Path, e
     assert "output output: error ratio 0." in ran.err and "0.01 before" in ran.err
 
 
+@pytest.mark.slow
 def test_verify_of_another_model_is_different_whatever_the_baseline(artifact: Path) -> None:
     ran = flowopt("verify", model("other_weights"), artifact, "--baseline", artifact / "report.json")
     assert ran.code == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

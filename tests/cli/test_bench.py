@@ -55,12 +55,14 @@ def test_a_bench_prints_a_table_that_fits_80_columns_and_writes_both_files(
     assert sorted(path.name for path in Path().iterdir()) == ["b.json", "b.md"]
 
 
+@pytest.mark.slow
 def test_json_stands_alone_on_stdout(artifact: Path) -> None:
     ran = flowopt("bench", artifact, *QUICK, "--json", "-")
     assert ran.code == 0
     assert json.loads(ran.out)["cells"][0]["model"] == "tiny"
 
 
+@pytest.mark.slow
 def test_tune_writes_choices_that_optimize_follows() -> None:
     ran = flowopt("bench", "--reference", GATED, "--tune", "tuned.json", "--threads", "1")
     assert ran.code == 0, ran.err

@@ -100,7 +100,7 @@ def require_same(one: Program, artifact: Any) -> None:
 
 @pytest.mark.parametrize(
     ("forward", "kv_heads"),
-    [(plain, 4), (causal, 4), (masked, 4), (grouped, 2), (rotary, 4)],
+    [(plain, 4), pytest.param(causal, 4, marks=pytest.mark.slow), (masked, 4), (grouped, 2), (rotary, 4)],
     ids=["plain", "causal", "masked", "grouped", "rotary"],
 )
 def test_heads_stay_on_the_last_axis(forward: Callable[..., Tensor], kv_heads: int, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def other_order(m: Written, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("forward", "kv_heads"),
-    [(tiles, 2), (inner_read, 4), (other_order, 4)],
+    [(tiles, 2), pytest.param(inner_read, 4, marks=pytest.mark.slow), (other_order, 4)],
     ids=["tiles", "inner_read", "other_order"],
 )
 def test_other_forms_are_left_alone(forward: Callable[..., Tensor], kv_heads: int, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def cell(
     )
 
 
+@pytest.mark.slow
 def test_all_are_scouted_and_only_the_chosen_are_measured(
     artifact: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -76,6 +77,7 @@ def test_ours_that_does_not_run_is_an_error_with_its_reason() -> None:
         cell(model("failing"), [])
 
 
+@pytest.mark.slow
 def test_ours_that_dies_later_is_an_error_with_its_reason() -> None:
     with pytest.raises(ContenderFailedError, match="it ended with code 7"):
         cell(model("leaving_later"), [])
@@ -86,6 +88,7 @@ def test_another_function_is_seen_in_the_differences() -> None:
     assert cell(EAGER, [other]).differences["other"] > 0.1
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_every_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 

@@ -102,6 +102,7 @@ def test_a_tool_without_a_file_is_a_failure(tmp_path: Path, monkeypatch: pytest.
     assert prepared(("ort",), TINY, tmp_path)[1] == {"ort": "torch.onnx.export: ort wrote no file"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, one in COMPETITORS.items() if one.source == "export" and one.make])
 def test_each_tool_makes_a_model_of_the_export(name: str, exported: Path, tmp_path: Path) -> None:
     package = COMPETITORS[name].package

@@ -32,6 +32,7 @@ def test_they_are_the_same_every_time(program: Program) -> None:
     assert not torch.equal(first["ids"], inputs_of_program(program, SIZES, seed=1)["ids"])
 
 
+@pytest.mark.slow
 def test_state_is_as_stored_for_every_runtime(tmp_path: Path) -> None:
     program = flowopt.load("tests.measuring.models:stateful")
     found = inputs_of_program(program, {})

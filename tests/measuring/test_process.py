@@ -64,6 +64,7 @@ def test_a_process_that_ends_by_itself_is_told_with_its_code(inputs: Path) -> No
         leaving.wait_ready()
 
 
+@pytest.mark.slow
 def test_one_that_ends_in_a_burst_or_hangs_there_is_told(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with worker(inputs, "leaving_later") as leaving, worker(inputs, "hanging") as hanging:
         leaving.wait_ready()
@@ -76,6 +77,7 @@ def test_one_that_ends_in_a_burst_or_hangs_there_is_told(inputs: Path, monkeypat
             leaving.burst(0.01)
 
 
+@pytest.mark.slow
 def test_a_worker_ends_when_the_process_that_started_it_is_killed(inputs: Path, tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from tests.measuring.test_process import worker\n"
@@ -94,6 +96,7 @@ def test_a_worker_ends_when_the_process_that_started_it_is_killed(inputs: Path, 
     pytest.fail("the worker goes on")
 
 
+@pytest.mark.slow
 def test_a_child_imports_flowopt_from_where_this_process_does_and_factories_from_its_folder(tmp_path: Path) -> None:
     """A folder that is named like the package, beside a factory: the factory is found, the folder is not."""
     (tmp_path / "flowopt").mkdir()

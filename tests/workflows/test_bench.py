@@ -39,6 +39,7 @@ def test_every_cell_has_times_ratios_and_peaks(artifact: Path, program: Program)
     assert report.threads == 1 and "onnxruntime" in report.versions and report.processor
 
 
+@pytest.mark.slow
 def test_artifacts_alone_are_measured_beside_each_other(artifact: Path) -> None:
     report = flowopt.bench([artifact, artifact, artifact], sizes=SIZES[:1], threads=1, plan=SHORT)
     assert set(report.cells[0].scouted) == {"flowopt", "tiny", "tiny-2"}
@@ -77,6 +78,7 @@ def test_ours_that_does_not_run_is_inconclusive_and_says_what_to_do(
     assert "--at" in caught.value.hint and "flowopt verify" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_peaks_that_cannot_be_measured_leave_the_times(
     artifact: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:

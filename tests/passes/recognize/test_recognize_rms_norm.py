@@ -204,7 +204,7 @@ def test_it_lowers_to_the_rms_norm_of_onnx(tmp_path: Path) -> None:
     torch.testing.assert_close(artifact.run(x), program.run(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "count"), [("llama", 5), ("t5", 5)])
+@pytest.mark.parametrize(("name", "count"), [("llama", 5), pytest.param("t5", 5, marks=pytest.mark.slow)])
 def test_every_norm_of_a_language_model(name: str, count: int) -> None:
     model = ZOO[name]()
     program = capture(model.module, (), model.kwargs, dynamic=model.dynamic, dims=model.dims)
