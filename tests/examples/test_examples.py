@@ -41,6 +41,15 @@ def test_check_a_rewrite(tmp_path: Path) -> None:
     assert "  different in " in wrong and "replayed from worst.npz: different" in wrong
 
 
+@pytest.mark.slow
+def test_measure_a_model(tmp_path: Path) -> None:
+    output = run(str(EXAMPLES / "measure_a_model.py"), folder=tmp_path)
+    assert output.startswith("verified with canonicalize-aten,")
+    assert "fold-constants:max_growth=65536" in output and "simplify-shapes" not in output
+    assert "measured at linear" in output
+    assert "times the time of eager" in output
+
+
 def test_write_a_pass(tmp_path: Path) -> None:
     output = run(str(EXAMPLES / "write_a_pass.py"), folder=tmp_path)
     assert "recognize-silu: kept, applied at 1 of 2 sites" in output
