@@ -1,16 +1,16 @@
 """Lower a program, verify the file that was written, and only then commit it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flowopt.lowering.onnx.export import lower_to_onnx
+from flowopt.lowering.onnx.export import LoweredOnnx, lower_to_onnx
 from flowopt.lowering.staging import Staging
 from flowopt.lowering.targets import Target
 from flowopt.lowering.torch import lower_to_torch
 from flowopt.program.program import Program
 from flowopt.report.report import LevelVerdict
-from flowopt.report.verdict import Verdict
+from flowopt.report.verdict import Outcome, Verdict
 from flowopt.runtime.onnx_session import CPU_PROVIDER, CUDA_PROVIDER, cuda_available, open_session
 from flowopt.runtime.onnx_session import Level as RuntimeLevel
 from flowopt.runtime.torch_module import open_exported
@@ -79,9 +79,8 @@ def lower_and_verify(
             model, census = lower_to_torch(program, staging).model, {}
             run = _verified_torch(model, evidence, level, on_progress)
         else:
-            lowered = lower_to_onnx(program, staging)
+            lowered, run = _lowered_onnx(program, staging, target, evidence, level, on_progress)
             model, census = lowered.model, dict(lowered.op_census)
-            run = _verified_onnx(model, target, evidence, level, on_progress)
         run = LoweredRun(run.levels, run.runtime, census, run.warnings)
         if run.decisive is None or run.decisive:
             staging.commit(model, target.model_name, report(run))
@@ -96,6 +95,30 @@ def _verified_torch(model: Path, evidence: Evidence | None, depth: Level, on_pro
         evidence, runner.run, level=depth, on_case=lambda case: on_progress(f"verifying the archive: {case}")
     )
     return LoweredRun((LevelVerdict("eager", verdict),))
+
+
+def _lowered_onnx(
+    program: Program,
+    staging: Staging,
+    target: Target,
+    evidence: Evidence | None,
+    depth: Level,
+    on_progress: Progress,
+) -> tuple[LoweredOnnx, LoweredRun]:
+    """The file and its verification. Where fused operators are what differs, the file without them."""
+    lowered = lower_to_onnx(program, staging)
+    run = _verified_onnx(lowered.model, target, evidence, depth, on_progress)
+    if run.decisive is None or run.decisive.outcome is not Outcome.DIFFERENT:
+        return lowered, run
+    on_progress("lowering again, without fused operators")
+    plain = lower_to_onnx(program, staging, fuses=False)
+    if plain.op_census == lowered.op_census:
+        return lowered, run
+    again = _verified_onnx(plain.model, target, evidence, depth, on_progress)
+    if not again.decisive:
+        return lowered, run
+    warning = f"fused operators change this model's numbers, so the file has none: {run.decisive.reason}"
+    return plain, replace(again, warnings=(warning, *again.warnings))
 
 
 def _verified_onnx(

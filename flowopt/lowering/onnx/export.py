@@ -39,13 +39,19 @@ class LoweredOnnx:
     op_census: dict[str, int]
 
 
-def lower_to_onnx(program: Program, staging: Staging, *, opset: int = 23) -> LoweredOnnx:
+def lower_to_onnx(program: Program, staging: Staging, *, opset: int = 23, fuses: bool = True) -> LoweredOnnx:
     """Write a program as ONNX: the same bytes for the same program, wherever it is written.
 
     Inputs, outputs and free dimensions have the program's names. State is an input with a default. Weights are
     streamed to one content-addressed file, tied ones once. Each node's ``flowopt.node`` names the graph node that it
     came from. An output that has an input's name, which ONNX forbids, is called otherwise in the file;
     ``OnnxRunner`` restores its name.
+
+    Args:
+        program: what to write.
+        staging: of the artifact's folder.
+        opset: of ONNX's own operators.
+        fuses: use operators that stand for several of torch's.
 
     Raises:
         UserError: an operator or dtype that ONNX has no form for; with the user's source line.
@@ -56,7 +62,8 @@ def lower_to_onnx(program: Program, staging: Staging, *, opset: int = 23) -> Low
     model = _exported(program, opset)
     with quiet():  # it reports each constant that it does not fold, and goes on
         clean(model)
-        fuse(model)
+        if fuses:
+            fuse(model)
     separate_outputs(model)
     onnx_names = name_interface(model, program)
     replace_metadata(model)

@@ -1,7 +1,8 @@
 """Use operators of ONNX that stand for several of torch's: those that no graph pass can name.
 
 Rotary embeddings by onnxscript's rules, attention in its form of rank 3, and what ONNX Runtime asks of both: angles
-and masks that are not broadcast. What comes out is verified like everything that is lowered.
+and masks that are not broadcast. What comes out is verified like everything that is lowered; a file that differs is
+lowered again without.
 """
 
 from typing import Any
