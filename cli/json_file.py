@@ -1,15 +1,13 @@
 """``--json FILE|-`` and other results as text: a whole file or none."""
 
-import contextlib
-import errno
 import os
 import sys
 from pathlib import Path
 
 from flowopt.errors import CannotWrite
+from flowopt.formats.whole_file import whole_file
 
 STDOUT = Path("-")
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def require_writable(path: Path | None, option: str = "--json") -> None:
@@ -45,18 +43,5 @@ def write_text(path: Path, text: str, option: str) -> None:
     if path == STDOUT:
         sys.stdout.write(text)
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        error.add_note(f"while {option} wrote {path}")
-        if error.errno in _DISK:
-            raise
-        raise CannotWrite(f"{option} cannot write {path}: {error.strerror}", hint="name another file") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with whole_file(path, f"for {option} to", subject=option) as file:
+        file.write(text.encode())

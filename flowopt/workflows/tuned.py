@@ -1,25 +1,22 @@
 """Tuned: measured choices of passes, and the file that keeps them."""
 
-import contextlib
-import errno
 import hashlib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 from flowopt.analysis.measured_merge import MeasuredMerge
-from flowopt.errors import CannotWrite, MalformedModel, UserError
+from flowopt.errors import MalformedModel, UserError
 from flowopt.formats.bounded_json import parse_json
 from flowopt.formats.limits import MEBIBYTE, Limits
+from flowopt.formats.whole_file import whole_file
 from flowopt.program.program import Program
 from flowopt.report.passes import PassRecord
 from flowopt.report.to_json import to_json
 from flowopt.workflows.tuned_json import MERGE, Document, document, parsed
 
 _LIMITS: Final = Limits(json=16 * MEBIBYTE, depth=8)
-_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _AGAIN: Final = "measure again: flowopt bench --reference MODEL --tune FILE"
 
 
@@ -77,21 +74,8 @@ class Tuned:
         """
         path = Path(path)
         fields: Document = {name: getattr(self, name) for name in self.__slots__}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(to_json(document(fields)))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            error.add_note(f"while writing measured choices to {path}")
-            if error.errno in _DISK:
-                raise
-            raise CannotWrite(f"cannot write {path}: {error.strerror}", hint="name another file") from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        with whole_file(path, "measured choices to") as file:
+            file.write(to_json(document(fields)).encode())
 
     def require_for(self, program: Program, target: str) -> None:
         """Refuse to be used for another model or target.

@@ -1,9 +1,6 @@
 """The reproducer: the inputs of the worst case in a file that replays."""
 
-import contextlib
-import errno
 import math
-import os
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -11,7 +8,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from torch import Tensor
 
-from flowopt.errors import CannotWrite
+from flowopt.formats.whole_file import whole_file
 from flowopt.program.program import Program
 from flowopt.report.verdict import Verdict
 from flowopt.verification.evidence import Evidence
@@ -19,7 +16,6 @@ from flowopt.verification.inputs.case import Case
 from flowopt.verification.inputs.lossless import STORED_AS
 from flowopt.verification.inputs.user_data import OVERRIDE_PREFIX
 
-_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 # The earliest time that a zip archive can hold: the same case gives the same bytes on every day.
 _NO_TIME: Final = (1980, 1, 1, 0, 0, 0)
 _UNIX: Final = 3
@@ -44,21 +40,8 @@ def save_reproducer(path: Path, case: Case, program: Program) -> None:
     """
     tensors = {i.name: case.inputs[i.name] for i in program.inputs}
     tensors |= {OVERRIDE_PREFIX + name: case.overrides[name] for name in sorted(case.overrides)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            _write(file, tensors)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        error.add_note(f"while writing the reproducer {path}")
-        if error.errno in _DISK:
-            raise
-        raise CannotWrite(f"cannot write {path}: {error.strerror}", hint="name another file") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with whole_file(path, "the reproducer") as file:
+        _write(file, tensors)
 
 
 def worst_case(verdict: Verdict, evidence: Evidence) -> Case | None:
