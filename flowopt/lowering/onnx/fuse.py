@@ -1,8 +1,8 @@
 """Use operators of ONNX that stand for several of torch's: those that no graph pass can name.
 
-Rotary embeddings by onnxscript's rules, attention in its form of rank 3, and what ONNX Runtime asks of both: angles
-and masks that are not broadcast. What comes out is verified like everything that is lowered; a file that differs is
-lowered again without.
+Rotary embeddings by onnxscript's rules, attention in its form of rank 3, what ONNX Runtime asks of both (angles and
+masks that are not broadcast), and products that add their bias. What comes out is verified like everything that is
+lowered; a file that differs is lowered again without.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from flowopt.lowering.onnx.attention_layout import keep_heads_last
 from flowopt.lowering.onnx.attention_mask import repeat_masks
 from flowopt.lowering.onnx.constant_gains import store_gains
+from flowopt.lowering.onnx.few_rows import add_biases_in_products
 from flowopt.lowering.onnx.rotary import repeat_angles
 
 
@@ -26,3 +27,5 @@ def fuse(model: Any) -> None:
     common.RemoveUnusedNodesPass()(model)
     repeat_angles(model)
     repeat_masks(model)
+    add_biases_in_products(model)
+    common.RemoveUnusedNodesPass()(model)
