@@ -15,6 +15,7 @@ from flowopt.ir.text import graph_text
 from flowopt.passes.cleanup.canonicalize_aten import CanonicalizeAten
 from flowopt.passes.cleanup.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from flowopt.passes.cleanup.eliminate_key_bias import EliminateKeyBias
+from flowopt.passes.cleanup.simplify_masks import SimplifyMasks
 from flowopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from flowopt.passes.fold.fold_constants import FoldConstants
 from flowopt.passes.fold.fold_linear_chain import FoldLinearChain
@@ -142,6 +143,16 @@ def rms_norm_between_casts() -> tuple[Program, RewritePass[Any]]:
     return capture(module.eval(), (torch.zeros(2, 6, dtype=torch.bfloat16),)), RecognizeRmsNorm()
 
 
+def grids_of_positions() -> tuple[Program, RewritePass[Any]]:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        samples, places = torch.arange(x.shape[0])[:, None, None], torch.arange(x.shape[1])
+        return ((places >= 0)[None, :, None] & x.bool()[samples, places[None, None, :]]).float()
+
+    dims: dict[str, tuple[int, int | None]] = {"batch": (1, 8), "length": (1, 16)}
+    free = {"x": {0: "batch", 1: "length"}}
+    return capture(Written(forward).eval(), (torch.ones(2, 3),), dynamic=free, dims=dims), SimplifyMasks()
+
+
 def written_attention_with_biases() -> tuple[Program, RewritePass[Any]]:
     def forward(m: Written, x: Tensor) -> Tensor:
         k = m.key(x).view(2, 3, 2, 4).transpose(1, 2)
@@ -163,6 +174,7 @@ GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "fold_value_bias": attention_with_biases,
     "recognize_rms_norm": rms_norm_with_gain,
     "recognize_rms_norm_between_casts": rms_norm_between_casts,
+    "simplify_masks": grids_of_positions,
     "eliminate_key_bias": written_attention_with_biases,
     "canonicalize_aten": decomposed_layers,
     "fold_constants": normalised_weight,

@@ -7,6 +7,7 @@ PRESETS: Final[dict[str, tuple[str, ...]]] = {
         "canonicalize-aten",
         "eliminate-no-ops",
         "eliminate-common-subexpressions",
+        "simplify-masks",
         "simplify-shapes",
         "fold-constants",
         "fold-parametrizations",

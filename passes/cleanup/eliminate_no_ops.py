@@ -5,7 +5,7 @@
     dropout(x) in eval mode                                                     ->  x
     view, reshape, expand to x's own shape; permute, transpose that move nothing ->  x
     transpose(transpose(x)), permute(permute(x)) that undo each other           ->  x
-    x * 1, x / 1 in floating numbers                                            ->  x
+    x * 1, x / 1 in floating numbers; x + 0, x - 0 in whole ones                ->  x
 
 A site is an operator that does nothing; one that does something is none. Assertions that export leaves in a graph have
 no readers, and go with all dead code when a program enters a pipeline. A clone stays: what reads it may need its
@@ -22,7 +22,7 @@ Attributes of the matched operators:
     non_blocking irrelevant. alias, detach, lift_fresh_copy: have none. slice: start, step used; dim and end irrelevant
     where the shape stays. dropout, feature_dropout, alpha_dropout: train checked to be False; p irrelevant then.
     view, reshape, expand: shapes compared; implicit irrelevant. permute, transpose, t: axes used. mul, div: the other
-    operand checked to be the number 1.
+    operand checked to be the number 1. add, sub: the other checked to be 0; alpha irrelevant then.
 """
 
 from typing import Any, ClassVar
@@ -40,6 +40,7 @@ _ALIASES = {_aten.alias.default, _aten.detach.default, _aten.lift_fresh_copy.def
 _DROPOUTS = {_aten.dropout.default, _aten.feature_dropout.default, _aten.alpha_dropout.default}
 _RESHAPES = {_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.expand.default}
 _PRODUCTS = {_aten.mul.Tensor, _aten.mul.Scalar, _aten.div.Tensor, _aten.div.Scalar}
+_SUMS = {_aten.add.Tensor, _aten.add.Scalar, _aten.sub.Tensor, _aten.sub.Scalar}
 _ORDERS = {_aten.permute.default, _aten.transpose.int, _aten.t.default}
 
 
@@ -55,6 +56,7 @@ class EliminateNoOps(RewritePass[fx.Node]):
         *_RESHAPES,
         *_ORDERS,
         *_PRODUCTS,
+        *_SUMS,
     )
 
     def sites(self, program: Program) -> list[fx.Node]:
@@ -90,9 +92,11 @@ def _repeated(node: fx.Node) -> fx.Node | None:
         return source if start in (None, 0) and step == 1 and sizes_as_text(node) == sizes_as_text(source) else None
     if node.target in _ORDERS:
         return _unmoved(node)
-    if node.target in _PRODUCTS:
-        is_one = not isinstance(node.args[1], (bool, fx.Node)) and node.args[1] == 1
-        return source if is_one and node.meta["val"].is_floating_point() else None
+    if node.target in (*_PRODUCTS, *_SUMS):
+        # A sum with 0 in floating numbers turns -0.0 into 0.0.
+        is_floating, neutral = node.meta["val"].is_floating_point(), 1 if node.target in _PRODUCTS else 0
+        is_neutral = not isinstance(node.args[1], (bool, fx.Node)) and node.args[1] == neutral
+        return source if is_neutral and is_floating == (node.target in _PRODUCTS) else None
     return source if node.target in _ALIASES or sizes_as_text(node) == sizes_as_text(source) else None
 
 
