@@ -1,5 +1,7 @@
 """What the machine gives: the model's own products alone, and a large copy.
 
+Each product runs in torch and in ONNX Runtime, and the faster counts: a rate above its peak would say nothing.
+
     python -m flowopt.measuring.peaks PRODUCTS.json THREADS
 
 prints the seconds of all products of one run, and the bytes per second of the copy.
@@ -56,6 +58,7 @@ def main(path: str, threads: int) -> None:
     import torch
 
     from flowopt.measuring.bursts import burst
+    from flowopt.measuring.onnx_product import onnx_product
 
     torch.set_num_threads(threads)
     seconds = 0.0
@@ -66,7 +69,11 @@ def main(path: str, threads: int) -> None:
         arguments = [_made(a) for a in told["arguments"]]
         keywords = {name: _made(value) for name, value in told["keywords"]}
         with torch.inference_mode():
-            seconds += told["count"] * statistics.median(burst(lambda: packet(*arguments, **keywords), _BURST))  # noqa: B023
+            found = [statistics.median(burst(lambda: packet(*arguments, **keywords), _BURST))]  # noqa: B023
+        other = onnx_product(told["operator"], arguments, threads)
+        if other is not None:
+            found.append(statistics.median(burst(other, _BURST)))
+        seconds += told["count"] * min(found)
     source = torch.ones(_COPIED, dtype=torch.uint8)
     target = torch.empty_like(source)
     copied = 2 * _COPIED / statistics.median(burst(lambda: target.copy_(source), 10 * _BURST))

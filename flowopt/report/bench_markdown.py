@@ -32,7 +32,8 @@ def bench_markdown(report: BenchReport, titles: Mapping[str, str] | None = None)
     lines += [
         "",
         "A ratio is our time over the other's: below 1 we are faster.",
-        "The peak beside GFLOP/s is that of the model's own products alone, that beside GB/s of a large copy.",
+        "The peak beside GFLOP/s is that of the model's own products alone, each by the faster of torch and ONNX "
+        "Runtime; that beside GB/s is of a large copy.",
         "",
         "Every contender in milliseconds:",
         "",
