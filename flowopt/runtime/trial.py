@@ -44,7 +44,7 @@ def try_artifact(folder: str, limits: dict[str, int]) -> None:
     Raises:
         FlowoptError: as ``Artifact.open``.
     """
-    artifact = Artifact.open(folder, provider="cpu", limits=Limits(**limits))
+    artifact = Artifact.open(folder, provider="cpu", limits=Limits(**limits), huge_pages=False)
     smallest = {name: low for name, (low, _) in artifact.dims.items()}
     inputs = {
         one.name: torch.zeros([_size(size, smallest) for size in one.shape], dtype=one.dtype)

@@ -133,7 +133,9 @@ def _with_threads(
         return None
 
     def opened(threads: int) -> Runner:
-        return Artifact.open(other.folder, trust=trust, provider=provider, limits=limits, threads=threads).run_named
+        return Artifact.open(
+            other.folder, trust=trust, provider=provider, limits=limits, threads=threads, huge_pages=False
+        ).run_named
 
     return opened
 
@@ -159,7 +161,7 @@ def _opened(model: Model, trust: Trust, provider: str | None, limits: Limits) ->
     if Path(model).is_dir():
         if trust != "code":
             require_harmless(Path(model), limits)
-        return Artifact.open(model, trust=trust, provider=provider, limits=limits)
+        return Artifact.open(model, trust=trust, provider=provider, limits=limits, huge_pages=False)
     return load(model, trust=trust, limits=limits)
 
 
