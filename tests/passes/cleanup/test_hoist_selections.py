@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,8 @@ from tests.zoo.text_models import random_text_model
 from tests.zoo.zoo_model import ZooModel
 
 _aten = torch.ops.aten
+_LINEAR = _aten.linear.default
+_ATTENTION = _aten.scaled_dot_product_attention.default
 X = tokens()
 FREE = {"dynamic": {"x": {0: "batch", 1: "sequence"}}, "dims": {"sequence": (1, 99)}}
 FREE_BATCH = {"dynamic": {"x": {0: "batch"}}}
@@ -71,8 +74,8 @@ def whole(program: Program, target: Any, axis: int, size: int = TOKENS) -> int:
 def test_the_last_block_computes_the_selected_token_alone() -> None:
     run = assert_hoists(classifier(depth=2), X, costly=7, slices=2)
     # Of the last block, keys and values alone are of all tokens.
-    assert whole(run.program, _aten.linear.default, 1) == 6 + 2
-    assert whole(run.program, _aten.scaled_dot_product_attention.default, 2) == 1
+    assert whole(run.program, _LINEAR, 1) == 6 + 2
+    assert whole(run.program, _ATTENTION, 2) == 1
 
 
 @pytest.mark.parametrize(
@@ -102,13 +105,13 @@ def test_an_expanded_mask_is_expanded_to_fewer_rows() -> None:
 
 def test_causal_attention_stays_whole_and_what_follows_does_not() -> None:
     run = assert_hoists(classifier(last_token, is_causal=True), X, costly=5, slices=2)
-    assert whole(run.program, _aten.scaled_dot_product_attention.default, 2) == 1
-    assert whole(run.program, _aten.linear.default, 1) == 3
+    assert whole(run.program, _ATTENTION, 2) == 1
+    assert whole(run.program, _LINEAR, 1) == 3
 
 
 def test_packed_projections_give_all_tokens_and_what_follows_does_not() -> None:
     run = assert_hoists(classifier(is_packed=True), X, costly=6, slices=2)
-    assert whole(run.program, _aten.linear.default, 1) == 1
+    assert whole(run.program, _LINEAR, 1) == 1
 
 
 def test_the_decomposed_block_computes_the_selected_token_alone() -> None:
@@ -222,7 +225,7 @@ def test_a_value_that_is_read_whole_is_sliced() -> None:
 
     module = randomised(Written(forward, first=nn.Linear(WIDTH, WIDTH), second=nn.Linear(WIDTH, WIDTH)))
     run = assert_hoists(module, X, costly=1, slices=1)
-    assert whole(run.program, _aten.linear.default, 1) == 1
+    assert whole(run.program, _LINEAR, 1) == 1
 
 
 def test_a_move_that_others_read_too_is_repeated() -> None:
@@ -234,7 +237,7 @@ def test_a_move_that_others_read_too_is_repeated() -> None:
     module = randomised(Written(forward, first=nn.Linear(WIDTH, WIDTH), second=nn.Linear(WIDTH, WIDTH)))
     run = assert_hoists(module, X, costly=1, slices=1)
     # The first layer is needed whole: to compute its rows a second time would save nothing.
-    assert whole(run.program, _aten.linear.default, 1) == 1
+    assert whole(run.program, _LINEAR, 1) == 1
 
 
 def test_merged_rows_that_are_read_whole_leave_what_reads_them_whole() -> None:
@@ -244,7 +247,7 @@ def test_merged_rows_that_are_read_whole_leave_what_reads_them_whole() -> None:
 
     layers = {"first": nn.Linear(WIDTH, WIDTH), "second": nn.Linear(WIDTH, WIDTH), "norm": nn.LayerNorm(WIDTH)}
     run = assert_hoists(randomised(Written(forward, **layers)), X, costly=1, slices=1)
-    assert whole(run.program, _aten.linear.default, 0, BATCH * TOKENS) == 2
+    assert whole(run.program, _LINEAR, 0, BATCH * TOKENS) == 2
 
 
 def test_merged_rows_are_followed_with_free_sizes() -> None:
@@ -283,6 +286,35 @@ def test_pieces_and_concatenations_of_features_are_followed() -> None:
         return turned
 
     assert_hoists(randomised(Written(forward, layer=nn.Linear(WIDTH, WIDTH))), X, costly=1, slices=2)
+
+
+FOLLOWED: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda y: torch.baddbmm(y @ torch.ones(WIDTH, WIDTH), y, torch.ones(BATCH, WIDTH, WIDTH), beta=0.5)[:, 0],
+    lambda y: (y[:, None] @ torch.ones(3, WIDTH, 4))[:, :, 1],
+    lambda y: (y[:, None] @ torch.ones(3, WIDTH, 4))[1],
+    lambda y: nn.functional.rms_norm(y, (WIDTH,))[:, 4],
+    lambda y: torch.native_layer_norm(y, (WIDTH,), None, None, 1e-5)[0][:, 0],
+    lambda y: y.unsqueeze(1).squeeze(1).masked_fill(y > 0, -1.0)[:, 0],
+    lambda y: torch.where(y > 0, y, 0.0).to(torch.float64).log_softmax(-1)[:, 2],
+    lambda y: y[:, :, None].expand(-1, -1, 3, -1).flatten(2)[:, 1],
+    lambda y: y.permute(1, 2, 0)[..., 1] - 1.0,
+    lambda y: torch.addmm(torch.ones(4), y[1], torch.ones(WIDTH, 4))[1],
+    lambda y: y.amax(-1, keepdim=True).expand(-1, -1, 3)[:, 0],
+    lambda y: (y > 0).any(-1)[:, 0],
+)
+
+
+def test_operators_of_every_kind_are_followed() -> None:
+    """Each behind a layer of its own, which computes fewer rows then."""
+
+    def forward(m: Written, x: Tensor) -> list[Tensor]:
+        return [function(layer(x)) for function, layer in zip(FOLLOWED, m.layers, strict=True)]
+
+    layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in FOLLOWED)
+    program = capture(randomised(Written(forward, layers=layers)), (X,))
+    run = assert_rewrites(HoistSelections(), program, before={"aten.linear": len(layers)}, after={})
+    rows = [math.prod(layer.meta["val"].shape[:-1]) for layer in run.program.graph.nodes if layer.target is _LINEAR]
+    assert [at for at, count in enumerate(rows) if count not in (BATCH, TOKENS, 1)] == []
 
 
 def test_a_batch_of_products_computes_the_selected_matrices() -> None:
