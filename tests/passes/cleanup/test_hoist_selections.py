@@ -358,15 +358,28 @@ class Stack(nn.Module):
         return x[:, self.index]
 
 
-@settings(deadline=None, derandomize=True, max_examples=6)
-@given(
-    st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=5),
-    st.integers(-TOKENS, TOKENS - 1),
-    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
-    st.booleans(),
-)
-def test_any_stack_is_hoisted(steps: list[str], index: int, dtype: torch.dtype, is_free: bool) -> None:
-    module = randomised(Stack(steps, index, dtype))
-    program = capture(module, (X.to(dtype),), dynamic=FREE_BATCH["dynamic"] if is_free else None)
+@st.composite
+def stacks(draw: st.DrawFn) -> tuple[Stack, Tensor]:
+    """A stack, and its input."""
+    steps = draw(st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=5))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+    return randomised(Stack(steps, draw(st.integers(-TOKENS, TOKENS - 1)), dtype)), X.to(dtype)
+
+
+def assert_stack_hoists(module: Stack, x: Tensor, is_free: bool) -> None:
+    program = capture(module, (x,), dynamic=FREE_BATCH["dynamic"] if is_free else None)
     run = assert_rewrites(HoistSelections(), program, before={}, after={})
     assert work(run.program) < work(program)
+
+
+@settings(deadline=None, derandomize=True, max_examples=6)
+@given(stacks(), st.booleans())
+def test_any_stack_is_hoisted(stack: tuple[Stack, Tensor], is_free: bool) -> None:
+    assert_stack_hoists(*stack, is_free)
+
+
+@pytest.mark.slow
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(stacks(), st.booleans())
+def test_any_of_many_stacks_is_hoisted(stack: tuple[Stack, Tensor], is_free: bool) -> None:
+    assert_stack_hoists(*stack, is_free)
