@@ -16,6 +16,7 @@ from flowopt.passes.cleanup.canonicalize_aten import CanonicalizeAten
 from flowopt.passes.cleanup.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from flowopt.passes.cleanup.eliminate_key_bias import EliminateKeyBias
 from flowopt.passes.cleanup.simplify_masks import SimplifyMasks
+from flowopt.passes.cleanup.hoist_selections import HoistSelections
 from flowopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from flowopt.passes.fold.fold_constants import FoldConstants
 from flowopt.passes.fold.fold_linear_chain import FoldLinearChain
@@ -124,6 +125,18 @@ def attention_with_biases() -> tuple[Program, RewritePass[Any]]:
     return capture(module.eval(), (torch.zeros(2, 3, 6),)), FoldValueBias()
 
 
+def first_token_of_a_block() -> tuple[Program, RewritePass[Any]]:
+    def forward(m: Written, x: Tensor) -> Tensor:
+        q, k = (part(x).view(-1, 3, 2, 4).transpose(1, 2) for part in (m.query, m.key))
+        attended = nn.functional.scaled_dot_product_attention(q, k, k).transpose(1, 2).reshape(-1, 3, 8)
+        first: Tensor = (x + m.out(attended)).select(1, 0)
+        return first
+
+    layers = {name: nn.Linear(8, 8, bias=False) for name in ("query", "key", "out")}
+    program = capture(Written(forward, **layers).eval(), (torch.zeros(2, 3, 8),), dynamic={"x": {0: "batch"}})
+    return program, HoistSelections()
+
+
 def rms_norm_with_gain() -> tuple[Program, RewritePass[Any]]:
     def forward(m: Written, x: Tensor) -> Tensor:
         added: Tensor = x + m.gain * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
@@ -179,6 +192,7 @@ GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "canonicalize_aten": decomposed_layers,
     "fold_constants": normalised_weight,
     "eliminate_common_subexpressions": repeated_work,
+    "hoist_selections": first_token_of_a_block,
     "merge_parallel_linears": queries_keys_and_values,
 }
 

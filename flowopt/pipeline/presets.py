@@ -9,6 +9,7 @@ PRESETS: Final[dict[str, tuple[str, ...]]] = {
         "eliminate-common-subexpressions",
         "simplify-masks",
         "simplify-shapes",
+        "hoist-selections",
         "fold-constants",
         "fold-parametrizations",
         "recognize-batch-channel-norm",
