@@ -15,8 +15,8 @@ from flowopt.ir.text import graph_text
 from flowopt.passes.cleanup.canonicalize_aten import CanonicalizeAten
 from flowopt.passes.cleanup.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from flowopt.passes.cleanup.eliminate_key_bias import EliminateKeyBias
-from flowopt.passes.cleanup.simplify_masks import SimplifyMasks
 from flowopt.passes.cleanup.hoist_selections import HoistSelections
+from flowopt.passes.cleanup.simplify_masks import SimplifyMasks
 from flowopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from flowopt.passes.fold.fold_constants import FoldConstants
 from flowopt.passes.fold.fold_linear_chain import FoldLinearChain
