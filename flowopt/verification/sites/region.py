@@ -78,7 +78,8 @@ class Regions:
         start = self.nodes[old]
         roots = shared if start in shared else shared | set(_beside(start, shared))
         common = _before({start}) & _before(shared)
-        while (bound := self._bound(roots, common)) is not None:
+        integers = shared - self._activations
+        while (bound := self._bound(roots, common, integers)) is not None:
             roots = (roots - {bound}) | {n for n in bound.all_input_nodes if not is_parameter_only(n)}
         free = frozenset(n for n in roots if n in self._activations and recorded_tensor(n) is not None)
         names = frozenset(n.name for n in shared)
@@ -88,11 +89,12 @@ class Regions:
         """True when the node depends on features or embeddings, not on integers alone."""
         return node in self._activations
 
-    def _bound(self, roots: set[fx.Node], common: set[fx.Node]) -> fx.Node | None:
+    def _bound(self, roots: set[fx.Node], common: set[fx.Node], integers: set[fx.Node]) -> fx.Node | None:
         """The last root that is not free.
 
         It depends on another one, or its operator restricts its values, or one side alone reads it: then it may equal
-        what the other reads in its place, such as a second embedding of the same ids.
+        what the other reads in its place, such as a second embedding of the same ids. So may an embedding of integers
+        that the new side reads.
         """
         # Sizes and masks keep what the model computes, whatever an activation behind them is.
         binding = roots & self._activations
@@ -101,7 +103,8 @@ class Regions:
                 continue
             value = recorded_tensor(node)
             is_one_sided = node not in common and value is not None and value.is_floating_point()
-            if is_one_sided or self._is_restricted(node) or _depends_on(node, binding - {node}):
+            is_tied = is_one_sided or _is_embedded(node, integers)
+            if is_tied or self._is_restricted(node) or _depends_on(node, binding - {node}):
                 return node
         return None
 
@@ -119,7 +122,11 @@ class Regions:
         """Of two activations, or of one and a stored tensor: a table of positions restricts nothing."""
         sides = [side for side in node.args[:2] if isinstance(side, fx.Node)]
         are_known = all(side in self._activations or is_parameter_only(side) for side in sides)
-        return len(sides) == 2 and are_known and any(side in self._activations for side in sides)
+        if len(sides) != 2 or not are_known or not any(side in self._activations for side in sides):
+            return False
+        # x - mean(x) has no mean, whatever x is.
+        first, second = sides
+        return first is not second and not _is_made_of(first, second) and not _is_made_of(second, first)
 
 
 def _activations(program: Program) -> set[fx.Node]:
@@ -171,6 +178,36 @@ def _before(nodes: set[fx.Node]) -> set[fx.Node]:
         seen.update(fresh)
         pending.extend(fresh)
     return seen
+
+
+def _is_made_of(node: fx.Node, other: fx.Node) -> bool:
+    """True when ``node`` is computed from ``other`` with no layer in between."""
+    pending, seen = [node], {node}
+    while pending:
+        current = pending.pop()
+        if current.target in _FREE_PRODUCERS or current < other:
+            continue
+        if other in current.all_input_nodes:
+            return True
+        fresh = [n for n in current.all_input_nodes if n not in seen]
+        seen.update(fresh)
+        pending.extend(fresh)
+    return False
+
+
+def _is_embedded(node: fx.Node, integers: set[fx.Node]) -> bool:
+    """True for an embedding of one of the integers, and for what is made of one before any layer."""
+    pending, seen = [node] if integers else [], {node}
+    while pending:
+        current = pending.pop()
+        if current.target is _aten.embedding.default:
+            if _depends_on(current, integers):
+                return True
+        elif current.target not in _FREE_PRODUCERS:
+            fresh = [n for n in current.all_input_nodes if n not in seen]
+            seen.update(fresh)
+            pending.extend(fresh)
+    return False
 
 
 def _depends_on(node: fx.Node, others: set[fx.Node]) -> bool:
