@@ -34,6 +34,12 @@ def inspect(
         ),
     ],
     passes: Passes = DEFAULT_PRESET,
+    streams: Annotated[
+        bool,
+        typer.Option(
+            "--streams", help="Show residual streams: who writes, which norms read, who else does.", show_default=False
+        ),
+    ] = False,
     eval_mode: Eval = False,
     dynamic: Dynamic = None,
     shape: Shape = None,
@@ -52,12 +58,13 @@ def inspect(
     \b
     Examples:
       flowopt inspect model.pt2 --passes fold-constants
+      flowopt inspect model.pt2 --streams
       flowopt inspect model.flowopt --json -
     """
     options = load_options(trust, eval_mode, dynamic, factory, shape, inputs, limit)
     require_writable(json)
     if _is_artifact(Path(model)):
-        _require_no_model_options(model, options, passes)
+        _require_no_model_options(model, options, passes, streams=streams)
         _inspect_artifact(model, options, json)
         return
 
@@ -73,7 +80,7 @@ def inspect(
         show(f"loading {model}")
         program = load_model(model, options)
         show("counting")
-        found = inspect_model(program, passes=pipeline)
+        found = inspect_model(program, passes=pipeline, with_streams=streams)
     if json is not None:
         write_json(json, to_json(found))
     if json != STDOUT:
@@ -96,8 +103,9 @@ def _is_artifact(path: Path) -> bool:
     return path.is_dir() or (path.is_file() and detect(path).kind is Kind.ONNX)
 
 
-def _require_no_model_options(model: str, options: LoadOptions, passes: str) -> None:
+def _require_no_model_options(model: str, options: LoadOptions, passes: str, *, streams: bool) -> None:
     given = [*options.capture_words, *(["--passes"] if passes != DEFAULT_PRESET else [])]
+    given += ["--streams"] if streams else []
     if given:
         raise UserError(
             f"{given[0]} is for models that passes can rewrite; {model} is lowered already", hint="leave it out"

@@ -5,7 +5,7 @@ from typing import Any
 
 from flowopt.cli.render import Screen
 from flowopt.cli.summary import counted
-from flowopt.report.inspection import ArtifactInspection, ModelInspection, PassFindings, StoredTensors
+from flowopt.report.inspection import ArtifactInspection, ModelInspection, PassFindings, StoredTensors, StreamFindings
 from flowopt.report.stored import StoredReport
 
 _TOP_CODES = 3
@@ -27,6 +27,8 @@ def render_model(found: ModelInspection, model: str) -> None:
     _stored(screen, found.stored)
     _census(screen, found.census)
     _passes(screen, found.passes)
+    if found.streams is not None:
+        _streams(screen, found.streams)
     screen.line()
     trust = f", read with --trust {found.trust}" if found.trust is not None else ""
     screen.prose(f"from {found.source}{trust}, captured by torch {found.torch_version}")
@@ -97,6 +99,27 @@ def _census(screen: Screen, census: Mapping[str, int]) -> None:
 def _passes(screen: Screen, passes: Sequence[PassFindings]) -> None:
     rows = [[one.name, str(one.applied), str(sum(one.refused.values())), _codes(one.refused)] for one in passes]
     screen.table(["pass", "fires", "refuses", "mostly"], rows, words=1, last_is_words=True)
+
+
+def _streams(screen: Screen, streams: Sequence[StreamFindings]) -> None:
+    if not streams:
+        screen.line()
+        screen.line("no residual stream: no norm reads a sum")
+    for stream in streams:
+        screen.line()
+        placement = f"{stream.placement}-norm{', parallel branches' if stream.is_parallel else ''}"
+        screen.line(f"residual stream from {stream.first}: {stream.features} features, {placement}", style="bold")
+        screen.prose(f"written by {_counts(stream.writers)}; {counted(stream.additions, 'addition')}")
+        screen.prose(f"read by {_counts(stream.norms)}{_taps(stream.taps)}")
+
+
+def _counts(census: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in census.items())
+
+
+def _taps(taps: Sequence[str]) -> str:
+    shown = ", ".join(taps[:_TOP_CODES]) + (f" and {len(taps) - _TOP_CODES} more" if len(taps) > _TOP_CODES else "")
+    return f"; tapped by {shown}" if taps else ""
 
 
 def _codes(refused: Mapping[str, int]) -> str:

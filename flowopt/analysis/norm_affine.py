@@ -19,32 +19,48 @@ _CASTS = (
     _aten.alias.default,
 )
 LIBRARY_NORMS = (_aten.layer_norm.default, _aten.rms_norm.default)
+# Gain and shift of one number for each channel, along axis 1.
+CHANNEL_NORMS = (_aten.group_norm.default, _aten.instance_norm.default)
 
 
 @dataclass(frozen=True, slots=True)
 class NormAffine:
-    """A norm's affine part: ``output = gain * bare + shift`` along the last axis.
+    """A norm's affine part: ``output = gain * bare + shift`` along some axes.
 
     Attributes:
         output: the value that readers see.
         bare: the normalised value without gain and shift; None for a library norm that computes both at once.
         gain: parameter-only node, or None.
         shift: parameter-only node, or None.
+        axes: neighbouring axes over which gain and shift differ; negative ones count from the end.
     """
 
     output: fx.Node
     bare: fx.Node | None
     gain: fx.Node | None
     shift: fx.Node | None
+    axes: tuple[int, ...] = (-1,)
 
 
 def library_norm_affine(norm: fx.Node) -> NormAffine:
-    """Gain and shift of ``layer_norm`` and ``rms_norm``."""
-    args = (*norm.args, None, None)
-    gain = args[2] if isinstance(args[2], fx.Node) else None
-    is_layer_norm = norm.target is _aten.layer_norm.default
-    shift = args[3] if is_layer_norm and isinstance(args[3], fx.Node) else None
-    return NormAffine(norm, None, gain, shift)
+    """Gain and shift of ``layer_norm``, ``rms_norm``, ``group_norm`` and ``instance_norm``."""
+    at, axes = affine_arguments(norm)
+    args = (*norm.args, None, None, None)
+    gain, shift = (a if isinstance(a, fx.Node) else None for a in args[at : at + 2])
+    if norm.target is _aten.rms_norm.default:
+        shift = None
+    return NormAffine(norm, None, gain, shift, axes)
+
+
+def affine_arguments(norm: fx.Node) -> tuple[int, tuple[int, ...]]:
+    """The position of a library norm's gain among its arguments, and the axes that gain and shift differ over."""
+    if norm.target is _aten.instance_norm.default:
+        return 1, (1,)
+    if norm.target is _aten.group_norm.default:
+        return 2, (1,)
+    shape = norm.args[1]
+    count = len(shape) if isinstance(shape, (list, tuple)) else 1
+    return 2, tuple(range(-count, 0))
 
 
 def written_norm_affine(rsqrt: fx.Node) -> NormAffine | None:

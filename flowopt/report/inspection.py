@@ -28,6 +28,32 @@ class PassFindings:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamFindings:
+    """One residual stream.
+
+    Attributes:
+        first: name of its first value.
+        features: size of each vector.
+        placement: where its norms stand: ``pre``, ``post``, ``peri`` or ``mixed``.
+        is_parallel: several branches write between two norms, as attention beside a feed-forward network.
+        additions: operators that add inside of it.
+        norms: operator to number of norms that read it.
+        writers: operator to number of values that are added to it from outside; ``stored`` for
+            stored tensors, ``input`` for inputs of the model.
+        taps: names of other operators that read it; ``output`` for the model's.
+    """
+
+    first: str
+    features: int
+    placement: str
+    is_parallel: bool
+    additions: int
+    norms: Mapping[str, int]
+    writers: Mapping[str, int]
+    taps: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInspection:
     """What is in a captured model.
 
@@ -46,6 +72,7 @@ class ModelInspection:
         activation_bytes: the most memory that values take at once in such a run.
         pipeline: passes that were looked at, in text form.
         passes: what each would do; nothing is verified.
+        streams: residual streams that norms read; None: not asked for.
     """
 
     source: str
@@ -62,6 +89,7 @@ class ModelInspection:
     activation_bytes: int
     pipeline: str
     passes: tuple[PassFindings, ...]
+    streams: tuple[StreamFindings, ...] | None = None
     kind: str = "model"
 
 
