@@ -21,12 +21,23 @@ def documented(entry: PassEntry) -> set[str]:
 
 
 def used(entry: PassEntry) -> set[str]:
-    """Codes that the source passes to ``require`` or ``refuse``, or implies."""
-    source = TESTS.parents[1] / "passes" / entry.family / f"{file_stem(entry)}.py"
-    nodes = list(ast.walk(ast.parse(source.read_text(encoding="utf-8"))))
+    """Codes that the source passes to ``require`` or ``refuse``, or implies, and that of what it shares with others."""
+    folder = TESTS.parents[1] / "passes" / entry.family
+    nodes = _nodes(folder / f"{file_stem(entry)}.py")
+    shared = {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+    for module in shared:
+        _, _, stem = module.removeprefix("flowopt.passes.").rpartition(".")
+        if stem.startswith("_"):
+            nodes += _nodes(folder / f"{stem}.py")
     constants = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-    called = {n.func.attr for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)}
+    methods = [n.func for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+    # Of an edit, the methods of these names do not refuse.
+    called = {m.attr for m in methods if isinstance(m.value, ast.Name) and m.value.id == "site"}
     return (constants & CODES.keys()) | {code for method, code in IMPLIED.items() if method in called}
+
+
+def _nodes(source: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(source.read_text(encoding="utf-8"))))
 
 
 def file_stem(entry: PassEntry) -> str:
