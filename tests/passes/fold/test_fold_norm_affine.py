@@ -184,7 +184,7 @@ class Attention(nn.Module):
 def test_packed_projection_of_self_attention_folds(need_weights: bool, options: dict[str, bool]) -> None:
     module = randomised(Attention(crossed=False, need_weights=need_weights, **options))
     run = assert_folds(module, X, linears=2)
-    assert run.records[0].applied[0].summary == "folded into 1 linear layer"
+    assert run.records[0].applied[0].summary == "folded into 1 layer"
 
 
 def test_decomposed_packed_projection_folds() -> None:

@@ -132,18 +132,17 @@ def test_refuses_a_reader_that_is_not_linear() -> None:
         return [
             m.fc(torch.relu(m.norm(x))),
             m.narrow(m.norm(x)[..., ::2]),
-            m.narrow(m.norm(x).unflatten(-1, (2, 3))),
             m.fc(m.norm(x).mT.reshape(2, 4, WIDTH)),
             m.norm(x) @ x.mT,
             F.linear(x, m.norm(x[0])),
             F.linear(x, m.fc.weight, m.fc(x)[0, 0] + m.norm(x)[0, :5, 0].mean()),
-            F.conv1d(m.norm(x).mT, m.kernel),
+            F.conv_transpose1d(m.norm(x).mT, m.kernel),
             m.fc(torch.cat([m.norm(x), x])),
             torch.stack(m.norm(x).unbind(-1)),
             m.fc(m.norm(x).long().float()),
         ]
 
-    module = normed(forward, narrow=nn.Linear(3, 2), kernel=nn.Parameter(normal(5, WIDTH, 1)))
+    module = normed(forward, narrow=nn.Linear(3, 2), kernel=nn.Parameter(normal(WIDTH, 5, 1)))
     assert_refuses(FoldNormAffine(), module, (X,), code="not-linear-reader")
 
 
