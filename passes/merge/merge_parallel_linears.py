@@ -49,6 +49,7 @@ from flowopt.analysis.freed_bytes import freed_bytes
 from flowopt.analysis.linear_cost import merge_cost
 from flowopt.analysis.linear_group import LinearGroup
 from flowopt.analysis.measured_merge import MeasuredMerge
+from flowopt.analysis.quantized import quantized_source
 from flowopt.ir.constants import is_parameter_only, needed_nodes
 from flowopt.ir.metadata import recorded_tensor, sizes_as_text
 from flowopt.rewrite import Edit, Exactness, RewritePass, Site
@@ -144,18 +145,11 @@ def _obstacle(layer: fx.Node) -> tuple[str, str, fx.Node] | None:
     if bias is not None and sizes_as_text(bias) != sizes_as_text(weight)[:1]:
         shape = ", ".join(sizes_as_text(bias))
         return "unsupported-spelling", f"the bias of {layer.name} is [{shape}], not one number per output", bias
-    narrow = next((n for n in sorted(needed_nodes([weight], ())) if n.op == "get_attr" and _is_quantized(n)), None)
+    narrow = quantized_source(weight)
     if narrow is not None:
         stored = recorded_tensor(narrow)
         return "quantized-weight", f"the weight of {layer.name} is computed from {narrow.target} ({stored})", narrow
     return None
-
-
-def _is_quantized(stored: fx.Node) -> bool:
-    value = recorded_tensor(stored)
-    if value is None or value.dtype is torch.bool:  # a mask
-        return False
-    return not value.is_floating_point() or value.dtype.itemsize == 1
 
 
 def _sized(site: Site, layers: tuple[fx.Node, ...], sizes: Mapping[str, int]) -> LinearGroup:

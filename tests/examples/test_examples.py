@@ -41,6 +41,14 @@ def test_check_a_rewrite(tmp_path: Path) -> None:
     assert "  different in " in wrong and "replayed from worst.npz: different" in wrong
 
 
+def test_fold_the_norms(tmp_path: Path) -> None:
+    output = run(str(EXAMPLES / "fold_the_norms.py"), folder=tmp_path)
+    before, after = output.split("PostNorm")
+    assert "pre-norm" in before and "3 norms; centred 3 layers and 1 stored tensors" in before
+    assert "refused" not in before and after.count(": post-norm: ") == 2
+    assert output.count("  equivalent") == 2
+
+
 @pytest.mark.slow
 def test_measure_a_model(tmp_path: Path) -> None:
     output = run(str(EXAMPLES / "measure_a_model.py"), folder=tmp_path)
