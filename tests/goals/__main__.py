@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from tests.benchmarks.commit import commit
-from tests.goals import alarms, bench, constants, loading, mutants, parametrizations, spine, verification
+from tests.goals import alarms, bench, constants, loading, mutants, norms, parametrizations, spine, verification
 from tests.goals.row import Measured, Row
 
 ROWS = (
@@ -25,6 +25,7 @@ ROWS = (
     *alarms.ROWS,
     *constants.ROWS,
     *parametrizations.ROWS,
+    *norms.ROWS,
     *bench.ROWS,
 )
 _ROOT = Path(__file__).resolve().parents[2]
