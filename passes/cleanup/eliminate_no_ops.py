@@ -3,7 +3,8 @@
     _to_copy(x) to x's own dtype and device, alias, detach, lift_fresh_copy     ->  x
     slice(x) from the start to the end in steps of 1                            ->  x
     dropout(x) in eval mode                                                     ->  x
-    view, reshape, expand to x's own shape; permute, transpose that move nothing ->  x
+    view, reshape, expand, squeeze to x's own shape                             ->  x
+    permute, transpose that move nothing                                        ->  x
     transpose(transpose(x)), permute(permute(x)) that undo each other           ->  x
     x * 1, x / 1 in floating numbers; x + 0, x - 0 in whole ones                ->  x
 
@@ -21,7 +22,7 @@ Attributes of the matched operators:
     _to_copy: dtype, device compared with the input's; layout and memory_format must not be given; pin_memory and
     non_blocking irrelevant. alias, detach, lift_fresh_copy: have none. slice: start, step used; dim and end irrelevant
     where the shape stays. dropout, feature_dropout, alpha_dropout: train checked to be False; p irrelevant then.
-    view, reshape, expand: shapes compared; implicit irrelevant. permute, transpose, t: axes used. mul, div: the other
+    view, reshape, expand, squeeze: shapes compared; implicit irrelevant. permute, transpose, t: axes used. mul, div: the other
     operand checked to be the number 1. add, sub: the other checked to be 0; alpha irrelevant then.
 """
 
@@ -39,6 +40,8 @@ _aten = torch.ops.aten
 _ALIASES = {_aten.alias.default, _aten.detach.default, _aten.lift_fresh_copy.default}
 _DROPOUTS = {_aten.dropout.default, _aten.feature_dropout.default, _aten.alpha_dropout.default}
 _RESHAPES = {_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.expand.default}
+# Of an axis that is not 1, which ONNX forbids.
+_SQUEEZES = {_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims}
 _PRODUCTS = {_aten.mul.Tensor, _aten.mul.Scalar, _aten.div.Tensor, _aten.div.Scalar}
 _SUMS = {_aten.add.Tensor, _aten.add.Scalar, _aten.sub.Tensor, _aten.sub.Scalar}
 _ORDERS = {_aten.permute.default, _aten.transpose.int, _aten.t.default}
@@ -54,6 +57,7 @@ class EliminateNoOps(RewritePass[fx.Node]):
         _aten.slice.Tensor,
         *_DROPOUTS,
         *_RESHAPES,
+        *_SQUEEZES,
         *_ORDERS,
         *_PRODUCTS,
         *_SUMS,

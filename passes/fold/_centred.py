@@ -70,16 +70,6 @@ def without_mean(value: Tensor, axis: int) -> Tensor:
     return value - value.mean(dim=axis, keepdim=True)
 
 
-def parameters_of(writer: fx.Node, kind: Kind) -> tuple[fx.Node, ...]:
-    """The stored tensors that centring changes."""
-    if kind is Kind.STORED:
-        return (writer,)
-    if kind is not Kind.LAYER:
-        return ()
-    weight, bias = layers.weight_and_bias(writer)
-    return (weight,) if bias is None else (weight, bias)
-
-
 def _is_layer(writer: fx.Node, axis: int) -> bool:
     """A linear layer, an embedding or a convolution in one group, with stored parameters and features on that axis."""
     is_convolution = writer.target in layers.CONVOLUTIONS

@@ -39,8 +39,9 @@ from torch import fx
 
 from flowopt.analysis.quantized import quantized_source
 from flowopt.analysis.streams import Placement, Stream, stream_of
-from flowopt.ir.metadata import static_size
-from flowopt.passes.fold._centred import Kind, centred, kind_of, parameters_of
+from flowopt.ir.metadata import module_path, static_size
+from flowopt.passes.fold._centred import Kind, centred, kind_of
+from flowopt.passes.fold._layers import weight_and_bias
 from flowopt.program.program import Program
 from flowopt.rewrite import Edit, Exactness, RewritePass, Site
 
@@ -152,35 +153,38 @@ def _reader_obstacle(stream: Stream, norm: fx.Node) -> Obstacle | None:
         return Obstacle("stream-tapped", "the norm reads the stream for its gain or shift too")
     other = next((reader.node for reader in stream.norms if reader.node.target is not _layer_norm), None)
     if other is not None:
-        return Obstacle("mixed-norm", f"{other.name} ({other.target}) reads the same stream, mean and all", other)
+        return Obstacle("mixed-norm", f"{_described(other)} reads the same stream, mean and all", other)
     taps = sorted(stream.taps, key=lambda tap: (tap.node.op == "output", tap.node))
     if not taps:
         return None
     tap = taps[0]
     if tap.node.op == "output":
-        return Obstacle("stream-tapped", f"{tap.source.name}, of the stream, is an output of the model", tap.source)
-    reads = f"{tap.node.name} ({tap.node.target}) reads {tap.source.name}"
+        message = f"{tap.source.name}, of the norm's residual stream, is an output of the model"
+        return Obstacle("stream-tapped", message, tap.source)
+    reads = f"{_described(tap.node)} reads {tap.source.name}"
     if stream.placement is Placement.POST:
-        behind = stream.norm_writers[0]
-        return Obstacle("post-norm", f"{behind.name}, a norm, writes into the stream, which {reads} as it is", tap.node)
-    return Obstacle("stream-tapped", f"{reads}, of the stream, and is no norm over its features", tap.node)
+        behind = _described(stream.norm_writers[0])
+        message = f"{behind} writes into the norm's residual stream, and {reads}, which is in it, without a norm"
+        return Obstacle("post-norm", message, tap.node)
+    message = f"{reads}, of the norm's residual stream, and is no norm over its features: it would see the mean go"
+    return Obstacle("stream-tapped", message, tap.node)
 
 
 def _writer_obstacle(stream: Stream, writers: tuple[Writer, ...]) -> Obstacle | None:
     """Writers that cannot be centred beforehand."""
-    for writer in writers:
-        for parameter in parameters_of(writer.node, writer.kind):
-            narrow = quantized_source(parameter)
+    for writer in (one.node for one in writers if one.kind is Kind.LAYER):
+        for parameter in weight_and_bias(writer):
+            narrow = None if parameter is None else quantized_source(parameter)
             if narrow is not None:
-                message = f"{writer.node.name}, which writes into the stream, is computed from {narrow.target}"
+                message = f"{_described(writer)} writes into the stream, its weight is computed from {narrow.target}"
                 return Obstacle("quantized-weight", message, narrow)
     computed = [writer.node for writer in writers if writer.kind is Kind.COMPUTED]
     if not computed or (len(computed) == 1 and len(stream.norms) > 1):
         return None
-    names = ", ".join(f"{node.name} ({node.target})" for node in computed[:3])
+    names = ", ".join(_described(node) for node in computed[:3])
     more = f" and {len(computed) - 3} more" if len(computed) > 3 else ""
-    norms = f"{len(stream.norms)} norm{'s' if len(stream.norms) != 1 else ''}"
-    message = f"{names}{more} would have to be centred at run time, for {norms}"
+    norms = _counted(len(stream.norms), "norm")
+    message = f"{names}{more} would have to be centred at run time, to save the mean of {norms}"
     code = "peri-norm" if stream.placement is Placement.PERI else "not-linear-writer"
     return Obstacle(code, message, computed[0])
 
@@ -199,5 +203,15 @@ def _summary(plan: Plan) -> str:
     layers = sum(writer.kind is Kind.LAYER for writer in plan.writers)
     stored = sum(writer.kind is Kind.STORED for writer in plan.writers)
     computed = [writer.node.name for writer in plan.writers if writer.kind is Kind.COMPUTED]
-    text = f"{len(plan.norms)} norms; centred {layers} layers and {stored} stored tensors"
+    centred_parts = f"{_counted(layers, 'layer')} and {_counted(stored, 'stored tensor')}"
+    text = f"{_counted(len(plan.norms), 'norm')}; centred {centred_parts}"
     return text + (f"; {computed[0]} is centred at run time" if computed else "")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
+
+
+def _described(node: fx.Node) -> str:
+    path = module_path(node)
+    return f"{node.name} ({node.target}{f' in {path}' if path else ''})"

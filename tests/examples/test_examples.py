@@ -44,7 +44,7 @@ def test_check_a_rewrite(tmp_path: Path) -> None:
 def test_fold_the_norms(tmp_path: Path) -> None:
     output = run(str(EXAMPLES / "fold_the_norms.py"), folder=tmp_path)
     before, after = output.split("PostNorm")
-    assert "pre-norm" in before and "3 norms; centred 3 layers and 1 stored tensors" in before
+    assert "pre-norm" in before and "3 norms; centred 3 layers and 1 stored tensor" in before
     assert "refused" not in before and after.count(": post-norm: ") == 2
     assert output.count("  equivalent") == 2
 

@@ -134,6 +134,19 @@ def test_what_writes_into_the_stream_has_no_mean() -> None:
         assert stream.mean(-1).abs().max() < 1e-6 * stream.square().mean().sqrt()
 
 
+def test_stored_positions_that_are_looked_up_are_stored_vectors() -> None:
+    class Looked(Stack):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(9, WIDTH)
+            self.register_buffer("numbers", torch.arange(2, 7))
+
+        def embedded(self, ids: Tensor) -> Tensor:
+            return super().embedded(ids) + self.table(self.numbers)
+
+    turned(Looked(), ids(), count=3)
+
+
 def test_a_tied_table_stays_what_it_is_for_the_head() -> None:
     class Tied(Stack):
         def forward(self, ids: Tensor) -> Tensor:
@@ -211,7 +224,7 @@ def test_a_stream_is_one_site_and_its_summary_counts() -> None:
     run = run_passes(capture(randomised(Stack()), (ids(),)), [FoldNormMean()], [VerifyPasses()])
     (applied,) = run.records[0].applied
     assert run.records[0].outcome == "kept"
-    assert applied.summary == "3 norms; centred 3 layers and 1 stored tensors"
+    assert applied.summary == "3 norms; centred 3 layers and 1 stored tensor"
 
 
 def test_after_gains_folded() -> None:
