@@ -64,7 +64,7 @@ class Bench:
         program = self.program(module, *(args or (torch.randn(2, 3, 8),)))
         return program, flowopt.optimize(program, target=target, folder=self.folder / target)
 
-    def works(self, module: nn.Module, *args: Tensor, folds: int = 2, target: str = "cpu") -> flowopt.OptimizeResult:
+    def works(self, module: nn.Module, *args: Tensor, folds: int = 3, target: str = "cpu") -> flowopt.OptimizeResult:
         """Verified, with this many folds."""
         program, result = self.optimized(module, *args, target=target)
         assert result.report.outcome == "verified", (result.report.outcome, result.verdict.reason)
@@ -115,8 +115,8 @@ def tied_weights(bench: Bench) -> None:
             logits: Tensor = self.head(self.norm(self.embedding(x)))
             return logits
 
-    result = bench.works(Tied(), torch.randint(0, 11, (2, 5)), folds=1)
-    (fold,) = (p for p in result.report.passes if p.applied)
+    result = bench.works(Tied(), torch.randint(0, 11, (2, 5)), folds=2)
+    (fold,) = (p for p in result.report.passes if p.name == "fold-norm-affine")
     assert fold.added_bytes >= 11 * 6 * 4 - 2 * 6 * 4  # a second matrix, without gain and shift
 
 
@@ -151,7 +151,7 @@ def mutated_input(bench: Bench) -> None:
     assert [o.name for o in result.program.outputs] == ["output", "x.next"]
 
 
-FOLDED = {"fold-batch-norm": "kept", "fold-norm-affine": "kept"}
+FOLDED = {"fold-batch-norm": "kept", "fold-norm-affine": "kept", "fold-norm-mean": "kept"}
 
 
 def outcomes(records: Iterable[PassRecord]) -> dict[str, str]:
@@ -183,7 +183,9 @@ def data_dependent_sizes(bench: Bench) -> None:
     randomise(module, seed=3)
     program = bench.program(module, torch.randn(2, 3, 8))
     run = flowopt.Pipeline("exact").run(program)
-    assert outcomes(run.records) == FOLDED, [r.reason for r in run.records]
+    # Rows that are picked by what is in them are no stream that a mean could be taken from.
+    wanted = {name: outcome for name, outcome in FOLDED.items() if name != "fold-norm-mean"}
+    assert outcomes(run.records) == wanted, [r.reason for r in run.records]
     assert all(record.verdict for record in run.records if record.outcome != "unchanged")
 
 

@@ -22,8 +22,8 @@ Attributes of the matched operators:
     _to_copy: dtype, device compared with the input's; layout and memory_format must not be given; pin_memory and
     non_blocking irrelevant. alias, detach, lift_fresh_copy: have none. slice: start, step used; dim and end irrelevant
     where the shape stays. dropout, feature_dropout, alpha_dropout: train checked to be False; p irrelevant then.
-    view, reshape, expand, squeeze: shapes compared; implicit irrelevant. permute, transpose, t: axes used. mul, div: the other
-    operand checked to be the number 1. add, sub: the other checked to be 0; alpha irrelevant then.
+    view, reshape, expand, squeeze: shapes compared; implicit irrelevant. permute, transpose, t: axes used.
+    mul, div: the other operand checked to be the number 1. add, sub: the other checked to be 0; alpha irrelevant then.
 """
 
 from typing import Any, ClassVar

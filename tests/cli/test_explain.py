@@ -25,7 +25,7 @@ def test_shows_applied_sites_too() -> None:
 def test_no_rewrite_is_said_in_the_first_line() -> None:
     first = flowopt("explain", model("post_norm")).first
     assert first.startswith("0 rewrites possible")
-    assert first.endswith("most frequent refusal: post-norm (2 of 2 sites)")
+    assert first.endswith("most frequent refusal: post-norm (2 of 4 sites)")
 
 
 @pytest.mark.parametrize("columns", [80, 160])

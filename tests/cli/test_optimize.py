@@ -52,7 +52,7 @@ def test_no_table_line_is_wider_than_the_screen(columns: int, monkeypatch: pytes
 def test_no_rewrite_is_said_in_the_first_line_with_the_most_frequent_refusal() -> None:
     first = flowopt("optimize", model("post_norm"), "--dry-run").first
     assert ": 0 rewrites applied to " in first
-    assert first.endswith("most frequent refusal: post-norm (2 of 2 sites)")
+    assert first.endswith("most frequent refusal: post-norm (2 of 4 sites)")
 
 
 def test_no_site_is_said_in_the_first_line() -> None:
