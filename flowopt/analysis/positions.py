@@ -85,7 +85,7 @@ def always_holds(node: Any, constant: Callable[[fx.Node], Tensor]) -> bool:
     if target in _ONES:
         return True
     if target in _FILLED:
-        return args[1] is True or args[1] == 1
+        return args[-1] is True or args[-1] == 1
     if target in (_aten.ge.Scalar, _aten.gt.Scalar, _aten.ne.Scalar):
         return _is_above(node)
     if target in ANDS:

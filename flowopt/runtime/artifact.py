@@ -91,7 +91,7 @@ class Artifact:
             threads: of ONNX Runtime within one operator; None lets it choose.
             allow_tf32: let CUDA round the factors of float32 products to 10 bits, which is faster, and not what was
                 verified.
-            huge_pages: ask Linux to keep the weights of ``model.onnx`` in huge pages, which short inputs read 4 to 6 %
+            huge_pages: ask Linux to keep the weights of ``model.onnx`` in huge pages, which short inputs read 3 to 6 %
                 faster; opening takes about a second more per gigabyte.
 
         Raises:

@@ -18,6 +18,8 @@ A site is a gathering through positions alone, or a conjunction of which one sid
 Attributes of the matched operators:
     index: all indices used; an index of None or of truth values is no position. arange: start, end, step used; dtype
     checked to be whole numbers. __and__, bitwise_and, logical_and: dtype checked to be bool.
+    Before them, in ``flowopt.analysis.positions``: add, sub of a whole number, alpha checked to be 1; ge, gt, ne: the
+    number used; ones, full and their like: what they are filled with used; moves: axes used.
 """
 
 from dataclasses import dataclass

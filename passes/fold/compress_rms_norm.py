@@ -117,11 +117,10 @@ class CompressRmsNorm(RewritePass[Plan]):
         sizes = [reader.node for reader in stream.sizes]
         for norm in norms:
             _read(site, norm, between, linears, sizes)
-        placed = tuple(Placed(node, stream.axes[node]) for node in stream.joins)
         return Plan(
             size=stream.size,
             writers=tuple(Placed(node, stream.axes[node]) for node in stream.writers),
-            joins=placed,
+            joins=tuple(Placed(node, stream.axes[node]) for node in stream.joins),
             norms=tuple(Placed(norm, len(norm.meta["val"].shape) - 1) for norm in norms),
             between=tuple(Placed(node, axis) for node, axis in sorted(between.items())),
             layers=tuple(sorted(linears)),

@@ -16,7 +16,7 @@ Refuses when:
     peri-norm           norms read the stream, and norms with a gain or a shift write into it, several times
     mixed-norm          the stream is read by norms of another kind too, or over other axes
     stream-tapped       the stream is read by something else than norms, or is an output of the model
-    not-linear-writer   more writers are no layers than means would go, or none would be left out
+    not-linear-writer   several writers are no layers, or one is none and there is a single norm: no mean would be saved
     quantized-weight    a writer's weight is computed from integers or 8-bit floats
     axis-mismatch       the norm covers more than the last axis
     dynamic-shape       the number of features is free, or one value holds features along two axes

@@ -130,6 +130,10 @@ def ones_and(m: Any, x: Tensor) -> Tensor:
     return (x.new_ones((), dtype=torch.bool) & (x > 0)).float()
 
 
+def filled_and(m: Any, x: Tensor) -> Tensor:
+    return (torch.ops.aten.new_full.default(x, [1, 1], True, dtype=torch.bool) & (x > 0)).float()
+
+
 def positions_and(m: Any, x: Tensor) -> Tensor:
     grid = torch.arange(x.shape[1])[None, None, :, None]
     return ((grid >= 0) & (x > 0)[:, None, None, :]).float()
@@ -144,7 +148,7 @@ def nested_and(m: Any, x: Tensor) -> Tensor:
     return torch.logical_and((grid != -1) & torch.ones_like(grid, dtype=torch.bool), x > 0).float()
 
 
-@pytest.mark.parametrize("forward", [ones_and, positions_and, either_and, nested_and])
+@pytest.mark.parametrize("forward", [ones_and, filled_and, positions_and, either_and, nested_and])
 def test_a_condition_that_always_holds_is_dropped(forward: Callable[..., Tensor]) -> None:
     one = program(forward)
     after = simplified(one)
@@ -160,6 +164,7 @@ def test_a_condition_that_always_holds_is_dropped(forward: Callable[..., Tensor]
         pytest.param(lambda x: torch.arange(x.shape[1]) - 1 > -1, id="shifted below"),
         pytest.param(lambda x: torch.arange(x.shape[1]) < 99, id="bounded above"),
         pytest.param(lambda x: torch.arange(x.shape[1], 0, -1) > 0, id="counted down"),
+        pytest.param(lambda x: x.new_full((x.shape[1],), 0, dtype=torch.bool), id="filled with 0"),
         pytest.param(lambda x: torch.zeros(x.shape[1], dtype=torch.bool), id="never"),
     ],
 )

@@ -57,6 +57,36 @@ class TestRegion:
         assert [n.name for n in region.roots] == ["linear"]
         assert region.shared == {"transpose"}
 
+    def test_a_value_less_its_own_mean_cannot_be_anything(self) -> None:
+        program = captured(lambda x: torch.tanh(x - x.mean(-1, keepdim=True)))
+        (less_mean,) = (n.name for n in program.graph.find_nodes(op="call_function", target=aten.sub.Tensor))
+        region = region_of(program, "tanh", lambda p: added(p, aten.tanh.default, less_mean))
+        assert [n.name for n in region.roots] == ["linear"]
+
+    def test_an_embedding_of_ids_that_the_new_side_embeds_again_is_computed(self) -> None:
+        class Stream(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.table, self.first, self.second = nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+            def forward(self, ids: Tensor) -> Tensor:
+                x = self.table(ids)
+                x = x + torch.tanh(self.first(x))
+                return torch.sin(x + torch.tanh(self.second(x)))
+
+        def again(copy: Program) -> fx.Node:
+            with copy.graph.inserting_before(copy.graph.output_node()):
+                value = copy.graph.call_function(aten.embedding.default, (copy.node("table_weight"), copy.node("ids")))
+                for name in ("tanh", "tanh_1"):
+                    value = copy.graph.call_function(aten.add.Tensor, (value, copy.node(name)))
+                return copy.graph.call_function(aten.sin.default, (value,))
+
+        module = Stream().eval()
+        randomise(module, 1)
+        region = region_of(capture(module, (torch.tensor([[1, 2, 3]]),)), "sin", again)
+        assert region.shared == {"ids", "tanh", "tanh_1"}
+        assert [n.name for n in region.roots] == ["ids"]
+
     def test_does_not_tear_apart_what_depends_on_each_other(self) -> None:
         # The new side reads the first exponential, the old one computes it again from the same value.
         program = captured(lambda x: torch.exp(x) + torch.sin(torch.exp(x)))
