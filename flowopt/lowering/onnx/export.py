@@ -21,6 +21,7 @@ from flowopt.ir.quiet import quiet
 from flowopt.lowering.exported import exporter_input
 from flowopt.lowering.onnx.clean import clean
 from flowopt.lowering.onnx.fuse import fuse
+from flowopt.lowering.onnx.grouped_products import grouped_translations
 from flowopt.lowering.onnx.metadata import replace_metadata
 from flowopt.lowering.onnx.names import name_interface, separate_outputs
 from flowopt.lowering.onnx.weights import move_weights
@@ -97,7 +98,13 @@ def _exported(program: Program, opset: int) -> Any:
         # With autograd on, torch traces attention as another kernel than the captured one, whose layout breaks views.
         with quiet(), torch.no_grad():
             result = torch.onnx.export(
-                exported, dynamo=True, opset_version=opset, optimize=False, verbose=False, external_data=True
+                exported,
+                dynamo=True,
+                opset_version=opset,
+                optimize=False,
+                verbose=False,
+                external_data=True,
+                custom_translation_table=grouped_translations(exported.graph),
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise _refusal(program, error) from error
