@@ -1,0 +1,33 @@
+"""Samplers as tables, and their loops as part of the program.
+
+The names below load on first use, like those of ``flowopt``.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flowopt.sampling.realization import Realization, realize
+    from flowopt.sampling.spec import SamplerSpec
+    from flowopt.sampling.trace import Trace
+
+_HOME = {
+    "Realization": "flowopt.sampling.realization",
+    "SamplerSpec": "flowopt.sampling.spec",
+    "Trace": "flowopt.sampling.trace",
+    "realize": "flowopt.sampling.realization",
+}
+
+__all__ = ["Realization", "SamplerSpec", "Trace", "realize"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'flowopt.sampling' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

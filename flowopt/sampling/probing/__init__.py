@@ -1,0 +1,1 @@
+"""Samplers of other libraries, read off their objects by probing."""

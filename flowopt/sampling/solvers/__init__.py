@@ -1,0 +1,1 @@
+"""Solvers written as arithmetic, each recorded as a table."""
