@@ -48,12 +48,13 @@ class SamplerProgram:
         return tables + sum(p.parameter_bytes for p in (self.prologue, self.step, self.epilogue))
 
     def raised_copy(self) -> "SamplerProgram":
-        """The float64 twin: every part raised, tables too."""
-        tables = {name: raised_tensor(table) for name, table in self.loop.tables.items()}
+        """The float64 twin: every part raised, and tables as they were before they were rounded."""
+        loop = self.loop
+        tables = {name: loop.exact_tables.get(name, raised_tensor(table)) for name, table in loop.tables.items()}
         return SamplerProgram(
             self.prologue.raised_copy(),
             self.step.raised_copy(),
-            dataclasses.replace(self.loop, tables=tables),
+            dataclasses.replace(loop, tables=tables),
             self.epilogue.raised_copy(),
         )
 

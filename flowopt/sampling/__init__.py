@@ -7,18 +7,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flowopt.sampling.ends import Epilogue
+    from flowopt.sampling.folding import fold
+    from flowopt.sampling.guidance import ClassifierFree
     from flowopt.sampling.realization import Realization, realize
     from flowopt.sampling.spec import SamplerSpec
     from flowopt.sampling.trace import Trace
 
 _HOME = {
+    "ClassifierFree": "flowopt.sampling.guidance",
+    "Epilogue": "flowopt.sampling.ends",
     "Realization": "flowopt.sampling.realization",
     "SamplerSpec": "flowopt.sampling.spec",
     "Trace": "flowopt.sampling.trace",
+    "fold": "flowopt.sampling.folding",
     "realize": "flowopt.sampling.realization",
 }
 
-__all__ = ["Realization", "SamplerSpec", "Trace", "realize"]
+__all__ = ["ClassifierFree", "Epilogue", "Realization", "SamplerSpec", "Trace", "fold", "realize"]
 
 
 def __getattr__(name: str) -> object:

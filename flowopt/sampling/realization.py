@@ -77,7 +77,12 @@ def realize(spec: SamplerSpec) -> Realization:
 def _realized(spec: SamplerSpec, tolerance: float) -> Realization:
     count = spec.evaluations
     entries = _entries(spec)
-    bases = [_basis(spec.table, _known(spec, entries, i), i, tolerance) for i in range(count + 1)]
+    bases: list[Table] = []
+    later = numpy.zeros((0, spec.table.shape[1]))
+    for i in reversed(range(count + 1)):
+        known = _known(spec, entries, i)
+        basis, later = _basis(numpy.where(known, spec.table[i], 0.0), numpy.where(known, later, 0.0), tolerance)
+        bases.insert(0, basis)
     rank = max(len(basis) for basis in bases)
     bases = [numpy.vstack([basis, numpy.zeros((rank - len(basis), basis.shape[1]))]) for basis in bases]
     new = [[k for k, entry in enumerate(entries) if entry == i + 1] for i in range(count)]
@@ -124,21 +129,36 @@ def _known(spec: SamplerSpec, entries: list[int], row: int) -> Table:
     return numpy.array([True, *outputs, *(entry <= row for entry in entries)])
 
 
-def _basis(table: Table, known: Table, row: int, tolerance: float) -> Table:
-    """Rows that span what rows from this one on read from the known columns; the first is this row."""
-    future = numpy.where(known, table[row:], 0.0)
-    first = future[:1]
+def _basis(row: Table, later: Table, tolerance: float) -> tuple[Table, Table]:
+    """What the state consists of when a row is computed.
+
+    Args:
+        row: [columns], that row on the columns that exist by then.
+        later: [rank, columns], rows that span what all later rows read from those columns, with their weights.
+        tolerance: relative, below which a direction counts as none.
+
+    Returns:
+        Rows that span both, the first of which is the row itself, and both compressed for the row before.
+    """
+    first = row[None]
     norm = float(numpy.square(first).sum())
-    rest = future[1:] - (future[1:] @ first.T / norm) @ first if norm > 0 else future[1:]
-    if not len(rest):
-        return first
-    _, values, vectors = numpy.linalg.svd(rest, full_matrices=False)
-    scale = max(float(numpy.abs(future).max()), float(numpy.linalg.norm(future, 2)))
-    kept = values > tolerance * scale
-    directions = vectors[kept] * numpy.sqrt(values[kept])[:, None]
-    # The sign of a singular vector is arbitrary, and may differ from machine to machine.
-    peaks = directions[numpy.arange(len(directions)), numpy.abs(directions).argmax(axis=1)]
-    return numpy.vstack([first, directions * numpy.sign(peaks)[:, None]])
+    rest = later - (later @ first.T / norm) @ first if norm > 0 else later
+    both = numpy.vstack([first, later])
+    values, vectors = _singular(both)
+    kept = values > tolerance * values[0]
+    compressed = vectors[kept] * values[kept][:, None]
+    inner, directions = _singular(rest)
+    kept = inner > tolerance * values[0]
+    return numpy.vstack([first, directions[kept] * numpy.sqrt(inner[kept])[:, None]]), compressed
+
+
+def _singular(rows: Table) -> tuple[Table, Table]:
+    """Singular values and right singular vectors, whose signs would be arbitrary: their peaks are positive."""
+    if not len(rows):
+        return numpy.zeros(0), rows
+    _, values, vectors = numpy.linalg.svd(rows, full_matrices=False)
+    peaks = vectors[numpy.arange(len(vectors)), numpy.abs(vectors).argmax(axis=1)]
+    return values, vectors * numpy.where(peaks < 0, -1.0, 1.0)[:, None]
 
 
 def _snapped(carry: Table) -> Table:

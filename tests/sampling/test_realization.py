@@ -131,3 +131,9 @@ def test_a_sampler_that_returns_nothing_has_a_loop() -> None:
     output = trace.evaluate(trace.start, 1.0)
     loop = realize(trace.finished("nothing", 0.0 * output))
     assert by_loop(loop, numpy.ones(3), []).tolist() == [0, 0, 0]
+
+
+def test_a_thousand_steps_take_a_second() -> None:
+    loop = realize(adams_bashforth(1000))
+    assert loop.rank == 2
+    assert loop.error < 1e-12

@@ -1,0 +1,203 @@
+"""Fold a network and a sampler into one program."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowopt.errors import UserError
+from flowopt.ir.loop_spec import FORMS, Form, LoopSpec
+from flowopt.program.capture import capture
+from flowopt.program.program import Program
+from flowopt.program.sampler_program import SamplerProgram
+from flowopt.sampling.ends import DRAWS, NOISE, UNCONDITIONAL, Epilogue, Prologue
+from flowopt.sampling.guidance import ClassifierFree
+from flowopt.sampling.named_module import Compute, NamedModule
+from flowopt.sampling.network import network_of
+from flowopt.sampling.realization import realize
+from flowopt.sampling.roles import Roles, read_inputs, roles_of
+from flowopt.sampling.spec import SamplerSpec
+from flowopt.sampling.step import SCALE_INPUT, Step, coefficients, noise_names, state_names
+from flowopt.sampling.time_tables import tabulate
+
+_Axes = dict[int, str]
+
+
+def fold(
+    program: Program,
+    spec: SamplerSpec,
+    *,
+    guidance: ClassifierFree | None = None,
+    form: Form = "auto",
+    sample: str | None = None,
+    times: Sequence[str] | None = None,
+    prediction: str | None = None,
+    output: Epilogue | None = None,
+) -> SamplerProgram:
+    """One program that takes noise and conditions and returns the sample.
+
+    The network is traced once, whatever the number of steps. What it computes from the time alone becomes a table with
+    one row per step, or a constant where there is one step. The state is float32, also of networks in 16 bits, whose
+    inputs and outputs are cast. Noise is an input, and no random operator is inside:
+
+        noise                  unit normal, of the sample's shape; scaled inside where the sampler starts at another
+                               scale
+        draws                  [K, *shape of the sample], unit normal, where the sampler draws noise on its way
+        (conditions)           the network's other inputs, by their names
+        unconditional_(name)   what stands for "no condition", with guidance and where no number stands for it
+        guidance_scale         a number, where the guidance has no fixed scale
+
+    Args:
+        program: the network, one evaluation; never changed. The batch is free where it was captured so.
+        spec: the sampler.
+        guidance: of a conditional network.
+        form: how a lowering writes the loop down.
+        sample: name of the input that is denoised, where it cannot be told.
+        times: names of the time inputs, likewise.
+        prediction: name of the output, where there are several.
+        output: what happens to the sample in the end.
+
+    Raises:
+        UserError: roles that cannot be told, times that the network cannot take, guidance without a condition.
+    """
+    if form not in FORMS:
+        raise UserError(f"no form {form!r} of a loop", hint=f"forms: {', '.join(FORMS)}")
+    roles = roles_of(program, len(spec.times[0]), sample=sample, times=times, prediction=prediction)
+    _require_names(roles, guidance)
+    doubled = _doubled(program, roles, guidance)
+    loop = realize(spec)
+    tables = tabulate(program, dict(zip(roles.times, zip(*spec.times, strict=True), strict=True)))
+    network = network_of(program, roles, tables)
+    state_dtype = torch.float64 if network.dtype == torch.float64 else torch.float32
+    scales = guidance.scales(spec.evaluations) if guidance is not None else None
+    numbers = coefficients(loop, scales, state_dtype)
+    rows, exact = {**numbers.tables, **tables.rows}, {**numbers.exact, **tables.exact}
+
+    parts = _Parts(program, roles, state_dtype, is_guided=guidance is not None)
+    states, noises = state_names(loop.rank), noise_names(loop)
+    outer: dict[str, tuple[Tensor, _Axes]] = {NOISE: parts.sample()}
+    if spec.draws:
+        outer[DRAWS] = parts.several(spec.draws)
+    for name in roles.conditions:
+        outer[name] = parts.condition(name)
+        if name in doubled and (guidance is None or name not in guidance.unconditional):
+            outer[UNCONDITIONAL + name] = parts.condition(name)
+    if guidance is not None and guidance.scale is None:
+        outer[SCALE_INPUT] = (torch.tensor(2.0, dtype=state_dtype), {})
+
+    inner = {name: parts.sample() for name in (*states, *noises)}
+    constants = {name: table[0] for name, table in rows.items()} if spec.evaluations == 1 else {}
+    inner |= {name: (table[0], {}) for name, table in rows.items() if name not in constants}
+    inner |= {name: parts.condition(name, twice=name in doubled) for name in roles.conditions if name in network.names}
+    if SCALE_INPUT in outer:
+        inner[SCALE_INPUT] = outer[SCALE_INPUT]
+
+    epilogue = parts.captured("epilogue", {states[0]: parts.sample()}, output or Epilogue())
+    step = Step(network, loop, numbers, guidance, doubled)
+    return SamplerProgram(
+        prologue=parts.captured("prologue", outer, Prologue(loop, guidance, doubled)),
+        step=parts.captured("step", inner, step, parts={"network": network.module}, tensors=constants),
+        loop=LoopSpec(
+            steps=spec.evaluations,
+            state=states,
+            tables={name: table for name, table in rows.items() if name not in constants},
+            sequences=noises,
+            exact_tables={name: table for name, table in exact.items() if name not in constants},
+            form=form,
+        ),
+        epilogue=dataclasses.replace(epilogue, single=True),
+    )
+
+
+def _require_names(roles: Roles, guidance: ClassifierFree | None) -> None:
+    taken = {NOISE, DRAWS, SCALE_INPUT, *(UNCONDITIONAL + name for name in roles.conditions)}
+    clashes = [n for n in roles.conditions if n in taken or n.startswith(("state_", "noise_", "carry_", "gain_"))]
+    if clashes:
+        raise UserError(
+            f"the folded sampler has inputs and values of its own called {', '.join(clashes)}",
+            hint="wrap the network in a module whose forward calls them otherwise",
+        )
+    unknown = sorted((guidance.unconditional.keys() if guidance is not None else set()) - set(roles.conditions))
+    if unknown:
+        raise UserError(
+            f"guidance without {', '.join(unknown)}, but the network's conditions are {list(roles.conditions)}"
+        )
+
+
+def _doubled(program: Program, roles: Roles, guidance: ClassifierFree | None) -> tuple[str, ...]:
+    """Conditions that the two halves of a guided batch have each for itself: those with the batch's axis."""
+    if guidance is None:
+        return ()
+    batch = program.shape(roles.sample)[0]
+    if not isinstance(batch, str) or batch not in {d.name for d in program.dims}:
+        raise UserError(
+            f"guidance runs the network on a batch of twice the size, and it was captured for {batch} samples alone",
+            hint=f"capture it with a free batch: dynamic={{{roles.sample!r}: {{0: 'batch'}}, ...}}",
+        )
+    found = tuple(name for name in roles.conditions if program.shape(name)[:1] == (batch,))
+    read = read_inputs(program, roles.prediction)
+    unread = [name for name in guidance.unconditional if name not in read or name not in found]
+    if unread or not read & set(found):
+        raise UserError(
+            f"guidance needs a condition that the prediction {roles.prediction!r} depends on, one per sample",
+            why=f"it depends on {sorted(read)}; one per sample are {list(found)}",
+            hint="leave guidance out for a network without conditions",
+        )
+    return found
+
+
+class _Parts:
+    """Captures functions of tensors that have the network's sizes."""
+
+    def __init__(self, program: Program, roles: Roles, state_dtype: torch.dtype, *, is_guided: bool) -> None:
+        self._program, self._roles, self._state_dtype = program, roles, state_dtype
+        self._batch = program.shape(roles.sample)[:1]
+        self._half = 2 if is_guided else 1
+
+    def sample(self) -> tuple[Tensor, _Axes]:
+        """An example of the state, and its free axes."""
+        example = self._program.example[self._roles.sample].to(self._state_dtype)
+        return torch.zeros_like(example), self._axes(self._roles.sample)
+
+    def several(self, count: int) -> tuple[Tensor, _Axes]:
+        """An example of so many samples."""
+        one, axes = self.sample()
+        return one.new_zeros(count, *one.shape), {axis + 1: name for axis, name in axes.items()}
+
+    def condition(self, name: str, *, twice: bool = False) -> tuple[Tensor, _Axes]:
+        """An example of a condition; [2, *shape], for both halves of a guided batch, if ``twice``."""
+        example, axes = self._program.example[name], self._axes(name)
+        if twice:
+            return torch.stack([example, example]), {axis + 1: size for axis, size in axes.items()}
+        return example, axes
+
+    def captured(self, name: str, inputs: Mapping[str, tuple[Tensor, _Axes]], compute: Compute, **more: Any) -> Program:
+        """The program of a function."""
+        module = NamedModule(list(inputs), compute, **more).eval()
+        examples = {key: example for key, (example, _) in inputs.items()}
+        dynamic = {key: axes for key, (_, axes) in inputs.items() if axes}
+        found = capture(module, (), examples, dynamic=dynamic, dims=self._dims(dynamic))
+        source = f"{name} of {self._program.provenance.source}"
+        return dataclasses.replace(found, provenance=dataclasses.replace(self._program.provenance, source=source))
+
+    def _axes(self, name: str) -> _Axes:
+        known = {d.name for d in self._program.dims}
+        shape = self._program.shape(name)
+        derived = [size for size in shape if isinstance(size, str) and size not in known]
+        if derived:
+            raise UserError(
+                f"{name!r} is {list(shape)}: a size that follows from others cannot be folded into a sampler"
+            )
+        return {axis: size for axis, size in enumerate(shape) if isinstance(size, str)}
+
+    def _dims(self, dynamic: Mapping[str, _Axes]) -> dict[str, tuple[int, int | None]]:
+        found: dict[str, tuple[int, int | None]] = {}
+        for d in self._program.dims:
+            is_batch = self._batch == (d.name,)
+            least = -(-d.minimum // self._half) if is_batch else d.minimum
+            most = d.maximum // self._half if is_batch and d.maximum is not None else d.maximum
+            found[d.name] = (least, most)
+        used = {name for axes in dynamic.values() for name in axes.values()}
+        return {name: sizes for name, sizes in found.items() if name in used}
