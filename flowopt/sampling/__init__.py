@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flowopt.sampling.probing.probe_scheduler import probe_scheduler
     from flowopt.sampling.realization import Realization, realize
     from flowopt.sampling.spec import SamplerSpec
     from flowopt.sampling.trace import Trace
@@ -15,10 +16,11 @@ _HOME = {
     "Realization": "flowopt.sampling.realization",
     "SamplerSpec": "flowopt.sampling.spec",
     "Trace": "flowopt.sampling.trace",
+    "probe_scheduler": "flowopt.sampling.probing.probe_scheduler",
     "realize": "flowopt.sampling.realization",
 }
 
-__all__ = ["Realization", "SamplerSpec", "Trace", "realize"]
+__all__ = ["Realization", "SamplerSpec", "Trace", "probe_scheduler", "realize"]
 
 
 def __getattr__(name: str) -> object:
