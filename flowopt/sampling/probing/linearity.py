@@ -1,5 +1,6 @@
 """Whether a scheduler does on arbitrary tensors what its table says."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -59,7 +60,8 @@ def difference(run: Run, table: Table, weights: Weights) -> float:
         expected = numpy.tensordot(row, columns, 1)
         scale = numpy.tensordot(numpy.abs(row), numpy.abs(columns), 1).max(axis=(1, 2, 3))
         gap = numpy.abs(computed.double().numpy() - expected).max(axis=(1, 2, 3))
-        worst = max(worst, float((gap / numpy.where(scale > 0, scale, 1.0)).max()))
+        part = (gap / numpy.where(scale > 0, scale, 1.0)).max()
+        worst = max(worst, float(part) if numpy.isfinite(part) else math.inf)
     return worst
 
 

@@ -66,12 +66,13 @@ def probe_scheduler(
     weights, tried, table = _read(ready)
     used = numpy.any(table[:, 1 + len(times) :] != 0, axis=0).astype(bool)
     kept = numpy.concatenate([numpy.ones(1 + len(times), dtype=bool), used])
+    # Numbers that are not finite are what the sampler's own check reports.
     error = difference(tried, table, weights) if numpy.isfinite(table).all() else 0.0
+    require_linear(scheduler, error)
     is_double = tried.rows[-1].dtype == torch.float64 and error < _DOUBLE_ERROR
     spec = SamplerSpec(
         name, times, table[:, kept].copy(), int(used.sum()), relative_precision=_DOUBLE if is_double else _SINGLE
     )
-    require_linear(scheduler, error)
     return spec.with_notes(*_notes(ready, table, used))
 
 

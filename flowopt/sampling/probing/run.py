@@ -57,8 +57,9 @@ def run(
         except FlowoptError:
             raise
         except Exception as error:
+            reason = str(error) or type(error).__name__
             raise UserError(
-                f"{type(scheduler).__name__}.step fails at evaluation {len(rows) - 1}: {error}",
+                f"{type(scheduler).__name__}.step fails at evaluation {len(rows) - 1}: {reason}",
                 why=_reason(scheduler),
             ) from error
     return Run((*rows, sample.clone()), draws.count)

@@ -12,6 +12,11 @@ from torch import Tensor
 from flowopt.errors import UserError
 
 _METHODS = ("set_timesteps", "step")
+_POSITIONAL = 3
+_NEEDED = (
+    "probing calls set_timesteps(steps), then step(output, timestep, sample) for each of its timesteps, and "
+    "scale_model_input(sample, timestep) and init_noise_sigma where they exist"
+)
 # What the probing itself passes, and noise, which is an input of the folded sampler.
 _GIVEN = frozenset({"sample", "model_output", "timestep", "return_dict", "device", "num_inference_steps"})
 _NOISE = frozenset({"generator", "variance_noise"})
@@ -52,43 +57,41 @@ def begun(scheduler: object, steps: int | None, options: Mapping[str, object]) -
         raise UserError(f"steps={steps}: {name} would not evaluate the network", hint="ask for 1 step or more")
     for_schedule, for_step = _routed(scheduler, options)
     clone = _on_cpu(copy.deepcopy(scheduler))
-    lists = {key: for_schedule[key] for key in ("sigmas", "timesteps") if key in for_schedule}
+    lists: dict[str, Any] = {key: for_schedule[key] for key in ("sigmas", "timesteps") if key in for_schedule}
     if steps is None and not lists:
         if for_schedule:
             raise UserError(f"{', '.join(for_schedule)} without a number of steps", hint="pass steps, or sigmas")
         _require_fresh(clone)
         return Begun(clone, for_step)
     for key, values in lists.items():
-        if steps is not None and len(values) != steps:  # type: ignore[arg-type]  # a list, as the scheduler says
-            raise UserError(f"steps={steps}, and {key} has {len(values)} entries", hint="leave steps out")  # type: ignore[arg-type]  # as above
+        if not len(values):
+            raise UserError(f"{key} is empty: {name} would not evaluate the network")
+        if steps is not None and len(values) != steps:
+            raise UserError(f"steps={steps}, and {key} has {len(values)} entries", hint="leave steps out")
     _require_shift(clone, for_schedule)
     try:
         # Pipelines give either the number of steps or a list.
         clone.set_timesteps(*([] if lists else [steps]), **for_schedule)
     except Exception as error:
+        reason = str(error) or type(error).__name__
         raise UserError(
-            f"{name}.set_timesteps fails: {error}", hint="the scheduler's own settings, or steps"
+            f"{name}.set_timesteps fails: {reason}", hint="another number of steps, or other settings"
         ) from error
+    if not isinstance(getattr(clone, "timesteps", None), Tensor):
+        raise UserError(f"{name} has no tensor of timesteps after set_timesteps", why=_NEEDED)
     return Begun(clone, for_step)
 
 
 def _require_methods(scheduler: object) -> None:
     name = type(scheduler).__name__
+    if isinstance(scheduler, type):
+        raise UserError(f"{scheduler.__name__} is a class, and probing needs an object of it")
     missing = [method for method in _METHODS if not callable(getattr(scheduler, method, None))]
-    missing += [] if hasattr(scheduler, "timesteps") else ["timesteps"]
-    if isinstance(scheduler, type) or missing:
-        raise UserError(
-            f"{scheduler.__name__ if isinstance(scheduler, type) else name} is not a scheduler object"
-            + (f": it has no {', '.join(missing)}" if missing else ""),
-            why="probing calls set_timesteps(steps), step(output, timestep, sample) for each of its timesteps, and "
-            "scale_model_input(sample, timestep) and init_noise_sigma where they exist",
-        )
-    parameters = inspect.signature(scheduler.step).parameters  # type: ignore[attr-defined]  # checked above
-    needed = [
-        p.name
-        for p in parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in _GIVEN
-    ]
+    if missing:
+        raise UserError(f"{name} is no scheduler: it has no {', '.join(missing)}", why=_NEEDED)
+    parameters = inspect.signature(scheduler.step).parameters.values()  # type: ignore[attr-defined]  # checked above
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    needed = [name for name in required if name not in _GIVEN] if len(required) > _POSITIONAL else []
     if needed:
         raise UserError(
             f"{name}.step needs {', '.join(needed)}",
