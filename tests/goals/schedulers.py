@@ -38,9 +38,7 @@ def _schedulers() -> Measured:
     return Measured(value, not short, (*short, *rounded, *missing))
 
 
-ROWS = (
-    Row("sampler.schedulers", f"within {_GOAL:.0e} of the library's loop, 4 of its own rounding", _schedulers, True),
-)
+ROWS = (Row("sampler.schedulers", f"within {_GOAL:.0e}; 4 named, of the library's rounding", _schedulers, True),)
 
 
 def main() -> None:
