@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from flowopt.sampling.ends import Epilogue
     from flowopt.sampling.folding import fold
     from flowopt.sampling.guidance import ClassifierFree
+    from flowopt.sampling.probing.probe_scheduler import probe_scheduler
     from flowopt.sampling.realization import Realization, realize
     from flowopt.sampling.spec import SamplerSpec
     from flowopt.sampling.trace import Trace
@@ -21,10 +22,20 @@ _HOME = {
     "SamplerSpec": "flowopt.sampling.spec",
     "Trace": "flowopt.sampling.trace",
     "fold": "flowopt.sampling.folding",
+    "probe_scheduler": "flowopt.sampling.probing.probe_scheduler",
     "realize": "flowopt.sampling.realization",
 }
 
-__all__ = ["ClassifierFree", "Epilogue", "Realization", "SamplerSpec", "Trace", "fold", "realize"]
+__all__ = [
+    "ClassifierFree",
+    "Epilogue",
+    "Realization",
+    "SamplerSpec",
+    "Trace",
+    "fold",
+    "probe_scheduler",
+    "realize",
+]
 
 
 def __getattr__(name: str) -> object:
