@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx
 
 from flowopt.errors import InternalError
-from flowopt.ir.evaluate import RUN_ERRORS, Value
-from flowopt.ir.float64 import float64_by_default, raised_arguments
+from flowopt.ir.evaluate import RUN_ERRORS, Stored, Value, called
+from flowopt.ir.float64 import float64_by_default, raised_tensor
 from flowopt.ir.randomness import draws_random_numbers
 
 # A parameter-only expression (1 + w, a transposed weight, g * v / |v|) is small; a larger one is no gain or weight.
@@ -40,11 +40,11 @@ def node_value(node: fx.Node, read: Callable[[str], Tensor], given: Mapping[fx.N
 def node_values(
     nodes: Iterable[fx.Node], read: Callable[[str], Tensor], given: Mapping[fx.Node, Value], *, raised: bool
 ) -> dict[fx.Node, Value]:
-    """Values of some nodes of one graph, and of all that they are computed from.
+    """Values of some nodes of one graph.
 
     Args:
         nodes: what to compute.
-        read: the tensor of a name, raised already where ``raised`` is set.
+        read: the tensor of a name; it is raised here where ``raised`` is set.
         given: values at which the walk back stops.
         raised: evaluate in float64, operator arguments included.
 
@@ -62,7 +62,8 @@ def node_values_together(
 ) -> list[dict[fx.Node, Value] | Exception]:
     """As ``node_values``, for several sets of given values: what depends on stored tensors alone is computed once.
 
-    Other arguments as there.
+    Each stored tensor is read once per operator that takes it, and every other value goes after its last reader, so
+    that a walk through a whole model needs no more memory than its run. Other arguments as there.
 
     Args:
         givens: each holds values of the same nodes.
@@ -73,23 +74,32 @@ def node_values_together(
     Raises:
         InternalError: the walk reaches an input that is not given.
     """
-    # Nodes sort by their place in the graph.
-    needed = sorted(needed_nodes(nodes, givens[0] if givens else {}))
+    wanted = tuple(dict.fromkeys(nodes))
+    given = givens[0] if givens else {}
+    steps = _steps(wanted, given)
+    last_reads = _last_reads(steps, set(wanted))
     constant: dict[fx.Node, Value] = {}
+    constants: set[fx.Node] = set()
     walks: list[dict[fx.Node, Value] | Exception] = [dict(given) for given in givens]
     with torch.no_grad(), float64_by_default(raised):
-        for current in needed:
-            is_constant = current.op != "placeholder" and all(n in constant for n in current.all_input_nodes)
-            if is_constant and not draws_random_numbers(current):
+        for current in steps:
+            stored = Stored(read, raised)
+            sources = [n for n in current.all_input_nodes if n in given or n.op != "get_attr"]
+            if current.op != "placeholder" and constants.issuperset(sources) and not draws_random_numbers(current):
                 try:
-                    constant[current] = _computed(current, read, constant, raised)
+                    constant[current] = _computed(current, stored, constant)
                 except RUN_ERRORS as error:
                     return [error for _ in walks]
-                continue
-            for at, walk in enumerate(walks):
-                if isinstance(walk, dict):
-                    walks[at] = _stepped(current, read, walk, constant, raised)
-    return [{**constant, **walk} if isinstance(walk, dict) else walk for walk in walks]
+                constants.add(current)
+            else:
+                for at, walk in enumerate(walks):
+                    if isinstance(walk, dict):
+                        walks[at] = _stepped(current, stored, walk, constant)
+            for dead in last_reads.get(current, ()):
+                for values in (constant, *walks):
+                    if isinstance(values, dict):
+                        values.pop(dead, None)
+    return [walk if isinstance(walk, Exception) else _kept(wanted, {**constant, **walk}, raised) for walk in walks]
 
 
 def needed_nodes(nodes: Iterable[fx.Node], given: Container[fx.Node]) -> set[fx.Node]:
@@ -104,29 +114,47 @@ def needed_nodes(nodes: Iterable[fx.Node], given: Container[fx.Node]) -> set[fx.
     return needed
 
 
+def _steps(wanted: Iterable[fx.Node], given: Container[fx.Node]) -> list[fx.Node]:
+    """What is computed, in graph order. Of the stored tensors only wanted ones: others are read by their readers."""
+    wanted = set(wanted)
+    return sorted(n for n in needed_nodes(wanted, given) if n.op != "get_attr" or n in wanted)
+
+
+def _last_reads(steps: Sequence[fx.Node], wanted: Container[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """For every step, the values that nobody reads after it and nobody wants."""
+    dying: dict[fx.Node, list[fx.Node]] = {}
+    seen: set[fx.Node] = set()
+    for node in reversed(steps):
+        for source in node.all_input_nodes:
+            if source not in seen and source not in wanted:
+                dying.setdefault(node, []).append(source)
+            seen.add(source)
+    return dying
+
+
+def _kept(wanted: Iterable[fx.Node], values: Mapping[fx.Node, Value], raised: bool) -> dict[fx.Node, Value]:
+    kept = {node: values[node] for node in wanted}
+    # A large weight is transposed as it is stored, for readers that raise it in parts.
+    return {node: raised_tensor(v) if raised and isinstance(v, Tensor) else v for node, v in kept.items()}
+
+
 def _stepped(
-    node: fx.Node,
-    read: Callable[[str], Tensor],
-    walk: dict[fx.Node, Value],
-    constant: Mapping[fx.Node, Value],
-    raised: bool,
+    node: fx.Node, stored: Stored, walk: dict[fx.Node, Value], constant: Mapping[fx.Node, Value]
 ) -> dict[fx.Node, Value] | Exception:
     try:
-        walk[node] = _computed(node, read, ChainMap(walk, constant), raised)  # type: ignore[arg-type]  # only read
+        walk[node] = _computed(node, stored, ChainMap(walk, constant))  # type: ignore[arg-type]  # only read
     except RUN_ERRORS as error:
         return error
     return walk
 
 
-def _computed(node: fx.Node, read: Callable[[str], Tensor], values: Mapping[fx.Node, Value], raised: bool) -> Value:
+def _computed(node: fx.Node, stored: Stored, values: Mapping[fx.Node, Value]) -> Value:
     if node.op == "get_attr":
-        return read(str(node.target))
-    if not callable(node.target):
+        return stored.value(node, node)
+    if node.op == "placeholder":
         raise InternalError(f"{node.format_node()} has no given value")
-    args, kwargs = fx.map_arg(node.args, values.__getitem__), fx.map_arg(node.kwargs, values.__getitem__)
-    if raised:
-        args, kwargs = raised_arguments(args, kwargs)
-    return node.target(*args, **kwargs)
+    # Stored tensors stand first in the graph, but are read where they are needed, and not kept.
+    return called(node, lambda n: values[n] if n in values else stored.value(n, node), raised=stored.raised)
 
 
 def constant_value(node: fx.Node, read: Callable[[str], Tensor], *, raised: bool) -> Tensor:

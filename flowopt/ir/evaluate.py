@@ -89,7 +89,7 @@ def evaluate_together(
         for node in graph.nodes:
             if node.op == "get_attr" and not any(node.name in walk.feed.override for walk in walks):
                 continue
-            stored = _Stored(read, raised)
+            stored = Stored(read, raised)
             if node.op == "output":
                 return [walk.result(node, stored) for walk in walks]
             for walk in walks:
@@ -97,7 +97,7 @@ def evaluate_together(
     raise InternalError("the graph has no output node")
 
 
-class _Stored:
+class Stored:
     """The stored tensors that one node reads, each read once."""
 
     def __init__(self, read: Callable[[str], Tensor], raised: bool) -> None:
@@ -121,7 +121,7 @@ class _Walk:
         self._env: dict[fx.Node, Value] = {}
         self._failed: Exception | None = None
 
-    def step(self, node: fx.Node, stored: _Stored, dying: Sequence[fx.Node]) -> None:
+    def step(self, node: fx.Node, stored: Stored, dying: Sequence[fx.Node]) -> None:
         if self._failed is not None or (node.op == "get_attr" and node.name not in self.feed.override):
             return
         try:
@@ -140,34 +140,42 @@ class _Walk:
         for dead in dying:
             self._env.pop(dead, None)
 
-    def result(self, output: fx.Node, stored: _Stored) -> tuple[Value, ...] | Exception:
+    def result(self, output: fx.Node, stored: Stored) -> tuple[Value, ...] | Exception:
         if self._failed is not None:
             return self._failed
         returned: Any = output.args[0]
         return tuple(fx.map_arg(returned, lambda node: self._lookup(node, stored, output)))
 
-    def _lookup(self, node: fx.Node, stored: _Stored, reader: fx.Node) -> Value:
+    def _lookup(self, node: fx.Node, stored: Stored, reader: fx.Node) -> Value:
         # Stored tensors stand first in the graph, but are read where they are needed, and not kept.
         return self._env[node] if node in self._env else stored.value(node, reader)
 
-    def _overridden(self, node: fx.Node, stored: _Stored) -> Value:
+    def _overridden(self, node: fx.Node, stored: Stored) -> Value:
         given = self.feed.override[node.name]
         return given(self._value(node, stored)) if callable(given) else given
 
-    def _value(self, node: fx.Node, stored: _Stored) -> Value:
+    def _value(self, node: fx.Node, stored: Stored) -> Value:
         if node.op == "placeholder":
             if node.name not in self.feed.inputs:
                 raise InternalError(f"no value for input {node.name!r}; got {sorted(self.feed.inputs)}")
             return self.feed.inputs[node.name]
-        args = fx.map_arg(node.args, lambda n: self._lookup(n, stored, node))
-        kwargs = fx.map_arg(node.kwargs, lambda n: self._lookup(n, stored, node))
-        if stored.raised:
-            args, kwargs = raised_arguments(args, kwargs)
-            if is_streamed(node, args):
-                return streamed_call(node, args)
-        if not callable(node.target):
-            raise InternalError(f"{node.op} {node.target} is not functional ATen")
-        return node.target(*args, **kwargs)
+        return called(node, lambda n: self._lookup(n, stored, node), raised=stored.raised)
+
+
+def called(node: fx.Node, lookup: Callable[[fx.Node], Value], *, raised: bool) -> Value:
+    """What the operator of a node gives for the values of its inputs.
+
+    Raises:
+        InternalError: the node calls no operator.
+    """
+    if not callable(node.target):
+        raise InternalError(f"{node.op} {node.target} is not functional ATen")
+    args, kwargs = fx.map_arg(node.args, lookup), fx.map_arg(node.kwargs, lookup)
+    if raised:
+        args, kwargs = raised_arguments(args, kwargs)
+        if is_streamed(node, args):
+            return streamed_call(node, args)
+    return node.target(*args, **kwargs)
 
 
 def _last_reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

@@ -74,11 +74,6 @@ def run_cases(
     ]
 
 
-def raised_reader(program: Program) -> Read:
-    """Reads a program's tensors in float64."""
-    return lambda name: raised_tensor(program.tensors[name])
-
-
 def moved_reader(program: Program, copy: int, seed: int) -> Read:
     """Reads one copy of the one-ulp ensemble."""
     return lambda name: moved_by_one_ulp(name, program.tensors[name], copy, seed)

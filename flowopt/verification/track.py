@@ -66,8 +66,11 @@ class Track:
 
     def keep(self, run: PassRun, done: Rewritten, evidence: Evidence) -> None:
         """The pass is kept: go on from what it made, on those cases of ``evidence`` that still reach all of it."""
-        left = tuple(one for one in evidence.cases if reaches(run, one.case))
-        lost = tuple(self._unreached(one) for one in evidence.cases if not reaches(run, one.case))
+        reached = [reaches(run, one.case) for one in evidence.cases]
+        left = tuple(one for one, is_reached in zip(evidence.cases, reached, strict=True) if is_reached)
+        lost = tuple(
+            self._unreached(one) for one, is_reached in zip(evidence.cases, reached, strict=True) if not is_reached
+        )
         self.program, self.twin = done.after, done.twin_after
         self.evidence = replace(evidence, cases=left, skipped=(*evidence.skipped, *lost))
 

@@ -1,3 +1,4 @@
+import weakref
 from collections import Counter
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from flowopt.errors import InternalError
+from flowopt.ir import streamed
 from flowopt.ir.constants import node_values, node_values_together
 
 aten = torch.ops.aten
@@ -58,3 +60,32 @@ def test_an_input_without_a_value_is_named() -> None:
     _, _, row = graph()
     with pytest.raises(InternalError, match="x"):
         node_values([row], lambda _: torch.ones(3, 4), {}, raised=False)
+
+
+def test_values_go_after_their_last_reader() -> None:
+    made = fx.Graph()
+    alive: list[weakref.ref[Tensor]] = []
+
+    def step(value: Tensor) -> Tensor:
+        assert sum(one() is not None for one in alive) <= 2  # the wanted one, and what is read here
+        result = value + 1
+        alive.append(weakref.ref(result))
+        return result
+
+    x = made.placeholder("x")
+    chain = [x]
+    for _ in range(6):
+        chain.append(made.call_function(step, (chain[-1],)))
+    wanted = [chain[2], chain[-1]]
+    found = node_values(wanted, lambda _: torch.ones(1), {x: torch.zeros(3)}, raised=False)
+    assert {node: value.tolist() for node, value in found.items()} == {chain[2]: [2.0] * 3, chain[-1]: [6.0] * 3}
+
+
+def test_a_large_weight_that_is_wanted_transposed_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streamed, "PART_BYTES", 8)
+    made, x, row = graph()
+    transposed = next(node for node in made.nodes if node.target is aten.t.default)
+    weight, given = torch.randn(3, 4), torch.randn(2, 4).double()
+    found = node_values([transposed, row], lambda _: weight, {x: given}, raised=True)
+    assert found[transposed].dtype is torch.float64
+    assert torch.equal(found[row], (given @ weight.double().T).reshape(1, 6))

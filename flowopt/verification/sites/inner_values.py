@@ -1,12 +1,9 @@
 """Cases that replace a value inside the graph: which passes they can judge."""
 
-from collections.abc import Container
-
-from torch import fx
-
+from flowopt.analysis.ancestors import Ancestors
 from flowopt.pipeline.instrument import PassRun
 from flowopt.verification.inputs.cases import Case
-from flowopt.verification.sites.region import Regions
+from flowopt.verification.sites.region import shared_names
 from flowopt.verification.sites.site_check import whole_claims
 
 
@@ -22,33 +19,16 @@ def reaches(run: PassRun, case: Case) -> bool:
     before, after = ({n.name: n for n in p.graph.nodes} for p in (run.before, run.after))
     if not case.overrides.keys() <= after.keys():
         return False
+    old, new = Ancestors(run.before.graph), Ancestors(run.after.graph)
     replaced = [before[name] for name in case.overrides if name in before]
-    hidden = {n.name for one in replaced for n in _sources(one)}
-    regions = Regions(run.before)
+    replaced_bits = old.bits(replaced), new.bits(after[name] for name in case.overrides)
+    hidden = {n.name for n in old.last_first(old.of_any(replaced))}
     for _, claim in whole_claims(run.application, after):
         if claim.old not in before:
             continue
-        is_behind = _is_behind(before[claim.old], case.overrides)
-        if is_behind != _is_behind(after[claim.new], case.overrides):
+        is_behind = bool(old.with_own(before[claim.old]) & replaced_bits[0])
+        if is_behind != bool(new.with_own(after[claim.new]) & replaced_bits[1]):
             return False
-        if not is_behind:
-            continue
-        if regions.of(claim.old, after[claim.new]).shared & hidden:
+        if is_behind and not hidden.isdisjoint(shared_names(after[claim.new], before)):
             return False
     return True
-
-
-def _is_behind(node: fx.Node, names: Container[str]) -> bool:
-    return any(one.name in names for one in (node, *_sources(node)))
-
-
-def _sources(node: fx.Node) -> set[fx.Node]:
-    """All nodes from which a node is computed."""
-    found: set[fx.Node] = set()
-    pending = list(node.all_input_nodes)
-    while pending:
-        current = pending.pop()
-        if current not in found:
-            found.add(current)
-            pending.extend(current.all_input_nodes)
-    return found

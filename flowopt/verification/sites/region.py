@@ -6,12 +6,13 @@ So the region is widened upwards, on the original's side, to *roots* that can ho
 linear layer, and everything in between is computed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
+from flowopt.analysis.ancestors import Ancestors
 from flowopt.analysis.input_roles import Kind, input_role
 from flowopt.ir.constants import is_parameter_only, needed_nodes
 from flowopt.ir.metadata import recorded_tensor
@@ -71,25 +72,33 @@ class Regions:
     def __init__(self, program: Program) -> None:
         self.nodes: dict[str, fx.Node] = {n.name: n for n in program.graph.nodes}
         self._activations = _activations(program)
+        self._ancestors = Ancestors(program.graph)
+        self._activation_bits = self._ancestors.bits(self._activations)
+        self._placeholders = self._ancestors.bits(n for n in self.nodes.values() if n.op == "placeholder")
+        self._restricted: dict[fx.Node, bool] = {}
+        self._embedded: dict[int, int] = {0: 0}
 
     def of(self, old: str, new: fx.Node) -> Region:
         """Region of the claim that ``new``, of a changed copy of the graph, equals the node called ``old``."""
-        shared = {self.nodes[name] for name in _shared(new, self.nodes)}
+        ancestors = self._ancestors
+        shared = {self.nodes[name] for name in shared_names(new, self.nodes)}
         start = self.nodes[old]
-        roots = shared if start in shared else shared | set(_beside(start, shared))
-        common = _before({start}) & _before(shared)
-        integers = shared - self._activations
-        while (bound := self._bound(roots, common, integers)) is not None:
-            roots = (roots - {bound}) | {n for n in bound.all_input_nodes if not is_parameter_only(n)}
-        free = frozenset(n for n in roots if n in self._activations and recorded_tensor(n) is not None)
-        names = frozenset(n.name for n in shared)
-        return Region(start, names, tuple(sorted(roots, key=lambda n: n.name)), free)
+        first = shared if start in shared else shared | set(self._beside(start, ancestors.bits(shared)))
+        roots = ancestors.bits(first)
+        common = ancestors.with_own(start) & (ancestors.of_any(shared) | ancestors.bits(shared))
+        embedded = self._embedded_from(ancestors.bits(shared) & ~self._activation_bits)
+        while (bound := self._bound(roots, common, embedded)) is not None:
+            inputs = (n for n in bound.all_input_nodes if not self._is_stored(n))
+            roots = (roots & ~ancestors.bit(bound)) | ancestors.bits(inputs)
+        found = sorted(ancestors.last_first(roots), key=lambda n: n.name)
+        free = frozenset(n for n in found if n in self._activations and recorded_tensor(n) is not None)
+        return Region(start, frozenset(n.name for n in shared), tuple(found), free)
 
     def is_activation(self, node: fx.Node) -> bool:
         """True when the node depends on features or embeddings, not on integers alone."""
         return node in self._activations
 
-    def _bound(self, roots: set[fx.Node], common: set[fx.Node], integers: set[fx.Node]) -> fx.Node | None:
+    def _bound(self, roots: int, common: int, embedded: int) -> fx.Node | None:
         """The last root that is not free.
 
         It depends on another one, or its operator restricts its values, or one side alone reads it: then it may equal
@@ -97,18 +106,53 @@ class Regions:
         that the new side reads.
         """
         # Sizes and masks keep what the model computes, whatever an activation behind them is.
-        binding = roots & self._activations
-        for node in sorted(roots, reverse=True):
+        binding = roots & self._activation_bits
+        for node in self._ancestors.last_first(roots):
             if node.op == "placeholder":
                 continue
-            value = recorded_tensor(node)
-            is_one_sided = node not in common and value is not None and value.is_floating_point()
-            is_tied = is_one_sided or _is_embedded(node, integers)
-            if is_tied or self._is_restricted(node) or _depends_on(node, binding - {node}):
+            bit = self._ancestors.bit(node)
+            is_tied = bool(bit & embedded) or (not bit & common and _is_floating(node))
+            if is_tied or self._ancestors.of(node) & binding or self._is_restricted(node):
                 return node
         return None
 
+    def _beside(self, old: fx.Node, shared: int) -> Iterator[fx.Node]:
+        """What the old side reads beside the shared values: the last nodes before it that do not come from them."""
+        pending, seen = [old], {old}
+        while pending:
+            for source in pending.pop().all_input_nodes:
+                if source in seen or self._ancestors.bit(source) & shared:
+                    continue
+                seen.add(source)
+                if self._ancestors.of(source) & shared or self._is_stored(source):
+                    pending.append(source)
+                else:
+                    yield source
+
+    def _is_stored(self, node: fx.Node) -> bool:
+        return not self._ancestors.with_own(node) & self._placeholders and is_parameter_only(node)
+
+    def _embedded_from(self, integers: int) -> int:
+        """The embeddings of some integers, and what is made of one before any layer."""
+        if integers not in self._embedded:
+            found = 0
+            for node in self.nodes.values():
+                if node.target is _aten.embedding.default:
+                    is_embedded = self._ancestors.of(node) & integers
+                else:
+                    is_embedded = node.target not in _FREE_PRODUCERS and found & self._ancestors.bits(
+                        node.all_input_nodes
+                    )
+                found |= self._ancestors.bit(node) if is_embedded else 0
+            self._embedded[integers] = found
+        return self._embedded[integers]
+
     def _is_restricted(self, node: fx.Node) -> bool:
+        if node not in self._restricted:
+            self._restricted[node] = self._has_restricted_values(node)
+        return self._restricted[node]
+
+    def _has_restricted_values(self, node: fx.Node) -> bool:
         value = node.meta.get("val")
         if isinstance(value, (int, torch.SymInt)):
             return False  # sizes are bound, and known
@@ -121,7 +165,7 @@ class Regions:
     def _is_free_sum(self, node: fx.Node) -> bool:
         """Of two activations, or of one and a stored tensor: a table of positions restricts nothing."""
         sides = [side for side in node.args[:2] if isinstance(side, fx.Node)]
-        are_known = all(side in self._activations or is_parameter_only(side) for side in sides)
+        are_known = all(side in self._activations or self._is_stored(side) for side in sides)
         if len(sides) != 2 or not are_known or not any(side in self._activations for side in sides):
             return False
         # x - mean(x) has no mean, whatever x is.
@@ -143,7 +187,7 @@ def _activations(program: Program) -> set[fx.Node]:
     return found
 
 
-def _shared(new: fx.Node, known: Mapping[str, fx.Node]) -> Iterator[str]:
+def shared_names(new: fx.Node, known: Container[str]) -> Iterator[str]:
     """Names of the nodes that existed before, where the walk back from the new value stops."""
     pending, seen = [new], {new}
     while pending:
@@ -156,28 +200,9 @@ def _shared(new: fx.Node, known: Mapping[str, fx.Node]) -> Iterator[str]:
         pending.extend(fresh)
 
 
-def _beside(old: fx.Node, shared: set[fx.Node]) -> Iterator[fx.Node]:
-    """What the old side reads beside the shared values: the last nodes before it that do not come from them."""
-    pending, seen = [old], {old}
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source in seen or source in shared:
-                continue
-            seen.add(source)
-            if is_parameter_only(source) or _depends_on(source, shared):
-                pending.append(source)
-            else:
-                yield source
-
-
-def _before(nodes: set[fx.Node]) -> set[fx.Node]:
-    """The nodes and all that they are computed from."""
-    pending, seen = [*nodes], {*nodes}
-    while pending:
-        fresh = [n for n in pending.pop().all_input_nodes if n not in seen]
-        seen.update(fresh)
-        pending.extend(fresh)
-    return seen
+def _is_floating(node: fx.Node) -> bool:
+    value = recorded_tensor(node)
+    return value is not None and value.is_floating_point()
 
 
 def _is_made_of(node: fx.Node, other: fx.Node) -> bool:
@@ -192,37 +217,4 @@ def _is_made_of(node: fx.Node, other: fx.Node) -> bool:
         fresh = [n for n in current.all_input_nodes if n not in seen]
         seen.update(fresh)
         pending.extend(fresh)
-    return False
-
-
-def _is_embedded(node: fx.Node, integers: set[fx.Node]) -> bool:
-    """True for an embedding of one of the integers, and for what is made of one before any layer."""
-    pending, seen = [node] if integers else [], {node}
-    while pending:
-        current = pending.pop()
-        if current.target is _aten.embedding.default:
-            if _depends_on(current, integers):
-                return True
-        elif current.target not in _FREE_PRODUCERS:
-            fresh = [n for n in current.all_input_nodes if n not in seen]
-            seen.update(fresh)
-            pending.extend(fresh)
-    return False
-
-
-def _depends_on(node: fx.Node, others: set[fx.Node]) -> bool:
-    """True when ``node`` is computed from one of the others."""
-    if not others:
-        return False
-    first = min(others)
-    pending, seen = list(node.all_input_nodes), set[fx.Node]()
-    while pending:
-        current = pending.pop()
-        if current in others:
-            return True
-        # Nothing before the first of the others depends on them.
-        if current in seen or current < first:
-            continue
-        seen.add(current)
-        pending.extend(current.all_input_nodes)
     return False

@@ -1,16 +1,19 @@
 """Check every claim of a rewrite at its own boundary, with adversarial tensors.
 
 A whole model hides much: a ReLU behind the site, a softmax that saturates. At the site nothing does. Both sides of
-a claim get the same tensors at the roots of its region.
+a claim get the same tensors at the roots of its region. Claims whose regions have the same roots are evaluated
+together, and each is compared by itself.
 """
 
-from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Final, final
 
 import torch
 from torch import Tensor, fx
 
+from flowopt.analysis.concrete_shapes import ConcreteShapes, recorded_tensors
 from flowopt.ir.constants import node_values_together
 from flowopt.ir.evaluate import RUN_ERRORS, Value, evaluate
 from flowopt.ir.metadata import recorded_tensor
@@ -26,9 +29,10 @@ from flowopt.verification.inputs.cases import Case
 from flowopt.verification.levels import Level
 from flowopt.verification.limits import site_limits
 from flowopt.verification.running import first_line
+from flowopt.verification.sites.claim_group import ClaimGroup, LocatedClaim, claim_groups
 from flowopt.verification.sites.old_side import OldSide, Original, Values
 from flowopt.verification.sites.pattern import pattern_of
-from flowopt.verification.sites.region import Region, Regions
+from flowopt.verification.sites.region import Regions
 from flowopt.verification.sites.site_regimes import (
     ALIKE_ROWS,
     AT_FIRST_ALIKE,
@@ -42,6 +46,8 @@ from flowopt.verification.sites.site_regimes import (
 )
 
 _TOGETHER: Final = 6
+# Bytes per element: the original, the oracle and the twin in float64, the own error, and a candidate and its twin.
+_KEPT_BYTES: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +74,35 @@ def check_sites(run: PassRun, twins: Twins, cases: Sequence[Case], seed: int, le
         first = others = (MODEL_VALUES,)
     elif run.rewrite_pass.exactness is Exactness.BITWISE:
         first = tuple(dict.fromkeys((*first, SIGNED_ZEROS)))
-    checks = [_Check(run, twins, case, seed, first if at == 0 else others) for at, case in enumerate(cases)]
+    regions = Regions(run.before)
+    checks = [_Check(run, twins, case, seed, regions) for case in cases]
+    after = checks[0].after
+    located = _located(run, after, regions)
+    for group in claim_groups(_with_kinds(located, after, first, level)):
+        for at, check in enumerate(checks):
+            yield from check.group(group if at == 0 else replace(group, kinds=others))
+
+
+def _located(run: PassRun, after: Mapping[str, fx.Node], regions: Regions) -> Iterator[LocatedClaim]:
+    for anchor, claim in whole_claims(run.application, after):
+        # What this pass itself made is a step on the way of another claim.
+        if claim.old in regions.nodes:
+            yield LocatedClaim(anchor, claim, regions.of(claim.old, after[claim.new]))
+
+
+def _with_kinds(
+    located: Iterable[LocatedClaim], after: Mapping[str, fx.Node], kinds: Sequence[str], level: Level
+) -> Iterator[tuple[LocatedClaim, Sequence[str]]]:
+    """Every claim with its regimes at the first size."""
     seen: set[str] = set()
-    for anchor, claim in whole_claims(run.application, checks[0].after):
-        if claim.old not in checks[0].before:
-            continue  # made by this pass: a step on the way of another claim
-        regions = [check.region(claim) for check in checks]
-        pattern = pattern_of(regions[0], checks[0].after[claim.new])
+    for one in located:
+        if not one.region.free:
+            yield one, kinds[:1]  # constants and integers are the same in all
+            continue
+        pattern = pattern_of(one.region, after[one.claim.new])
         left_out = AT_FIRST_ALIKE if level == "quick" and pattern in seen else ()
         seen.add(pattern)
-        for check, region in zip(checks, regions, strict=True):
-            yield from check.claim(anchor, claim, region, left_out)
+        yield one, [kind for kind in kinds if kind not in left_out]
 
 
 def whole_claims(application: Application, after: Mapping[str, fx.Node]) -> Iterator[tuple[str, Claim]]:
@@ -100,50 +124,62 @@ def whole_claims(application: Application, after: Mapping[str, fx.Node]) -> Iter
 class _Check:
     """What all claims of one pass share."""
 
-    def __init__(self, run: PassRun, twins: Twins, case: Case, seed: int, kinds: Sequence[str]) -> None:
-        self.run, self.twins, self.case, self.seed, self._kinds = run, twins, case, seed, kinds
+    def __init__(self, run: PassRun, twins: Twins, case: Case, seed: int, regions: Regions) -> None:
+        self.run, self.twins, self.case, self.seed = run, twins, case, seed
         self.after, self._twin_after = ({n.name: n for n in p.graph.nodes} for p in (run.after, twins.after))
-        self._regions = Regions(run.before)
-        self.before = self._regions.nodes
+        self._regions = regions
         self._old_side = OldSide(run.before, twins.before, seed)
+        self._shapes = ConcreteShapes(run.before, case.sizes)
         self._kept: dict[str, Tensor] | None = None
 
-    def region(self, claim: Claim) -> Region:
-        """The region of a claim."""
-        return self._regions.of(claim.old, self.after[claim.new])
-
-    def claim(self, anchor: str, claim: Claim, region: Region, left_out: Container[str]) -> Iterator[Finding | str]:
-        """Findings of one claim in all regimes but those left out, or the note why there can be none."""
-        kinds = [kind for kind in self._kinds if kind not in left_out]
-        if not region.free:
-            kinds = kinds[:1]  # constants and integers are the same in all
+    def group(self, group: ClaimGroup) -> Iterator[Finding | str]:
+        """Findings of all claims of a group in its regimes, or for each claim the note why there can be none."""
+        kinds = group.kinds if group.free else group.kinds[:1]
         for start in range(0, len(kinds), _TOGETHER):
-            yield from self._at_regimes(anchor, claim, region, kinds[start : start + _TOGETHER])
+            together = kinds[start : start + _TOGETHER]
+            for part in group.parts(self._kept_bytes, len(together)):
+                yield from self._at_regimes(part, together)
 
-    def _at_regimes(self, anchor: str, claim: Claim, region: Region, names: Sequence[str]) -> Iterator[Finding | str]:
+    def _at_regimes(self, group: ClaimGroup, names: Sequence[str]) -> Iterator[Finding | str]:
         """Regimes whose values are computed together, so that stored tensors are raised or moved once for all."""
         try:
-            roots = [self._root_values(region, name) for name in names]
-            originals = self._old_side.known(region, roots)
+            roots = [self._root_values(group, name) for name in names]
+            originals = self._old_side.known(group, roots)
         except RUN_ERRORS as error:
-            yield f"site {anchor}: not checked alone: {first_line(error)}"
+            if len(group.members) > 1:
+                yield from self._in_halves(group, names)
+            else:
+                yield f"site {group.members[0].anchor}: not checked alone: {first_line(error)}"
             return
-        candidates = self._new_values(claim, region, [one.values for one in originals], raised=False)
-        raised = self._new_values(claim, region, [one.twin for one in originals], raised=True)
-        for at, name in enumerate(names):
-            candidate, twin = candidates[at], raised[at]
-            for value in (candidate, twin):
-                if isinstance(value, Exception):
-                    message = f"structure: it does not run: {first_line(value)}"
-                    yield Finding("site", anchor, name, message)
-                    return
-            assert isinstance(candidate, Tensor) and isinstance(twin, Tensor)
-            yield from self._compared(anchor, name, region, originals[at], candidate, twin)
+        candidates = self._new_values(group, [one.values for one in originals], raised=False)
+        raised = self._new_values(group, [one.twin for one in originals], raised=True)
+        if len(group.members) > 1 and any(isinstance(one, Exception) for one in (*candidates, *raised)):
+            yield from self._in_halves(group, names)
+            return
+        for member in group.members:
+            for at, name in enumerate(names):
+                candidate, twin = candidates[at], raised[at]
+                for values in (candidate, twin):
+                    if isinstance(values, Exception):
+                        message = f"structure: it does not run: {first_line(values)}"
+                        yield Finding("site", member.anchor, name, message)
+                        return
+                assert not isinstance(candidate, Exception) and not isinstance(twin, Exception)
+                new = member.claim.new
+                yield from self._compared(member, name, originals[at], candidate[new], twin[new])
+
+    def _in_halves(self, group: ClaimGroup, names: Sequence[str]) -> Iterator[Finding | str]:
+        """What does not run is a matter of one claim, and says nothing about the others."""
+        for half in group.halves():
+            yield from self._at_regimes(half, names)
 
     def _compared(
-        self, anchor: str, name: str, region: Region, known: Original, candidate: Tensor, twin: Tensor
+        self, member: LocatedClaim, name: str, known: Original, candidate: Tensor, twin: Tensor
     ) -> Iterator[Finding]:
-        evidence = with_pooled_rows(known.evidence) if name in ALIKE_ROWS else known.evidence
+        anchor, region = member.anchor, member.region
+        evidence = known.evidence[region.old.name]
+        if name in ALIKE_ROWS:
+            evidence = with_pooled_rows(evidence)
         result = compare(
             anchor,
             name,
@@ -164,12 +200,12 @@ class _Check:
             findings += compare_bits(anchor, name, evidence.original, candidate)
         yield from (Finding("site", f.where, f.case, f"{f.gate}: {f.message}") for f in findings)
 
-    def _root_values(self, region: Region, regime: str) -> dict[str, Value]:
+    def _root_values(self, group: ClaimGroup, regime: str) -> dict[str, Value]:
         program, generator = self.run.before, torch.Generator().manual_seed(self.seed)
         made: dict[str, Value] = {}
-        for node in region.roots:
+        for node in group.roots:
             value = recorded_tensor(node)
-            if regime != MODEL_VALUES and node in region.free and value is not None:
+            if regime != MODEL_VALUES and node in group.free and value is not None:
                 shape = program.concrete_shape(value, self.case.sizes)
                 made[node.name] = site_values(regime, shape, generator, value.dtype)
             elif value is not None:
@@ -182,9 +218,10 @@ class _Check:
         """What the model computes from the case's integers, before the pass; of a domain, all that it computes."""
         if self._kept is None:
             kept: dict[str, Tensor] = {}
+            is_of_domain = self.run.rewrite_pass.exactness is Exactness.EXACT_ON_DOMAIN
 
             def observe(node: fx.Node, value: Value) -> None:
-                if isinstance(value, Tensor) and (MODEL_VALUES in self._kinds or not self._regions.is_activation(node)):
+                if isinstance(value, Tensor) and (is_of_domain or not self._regions.is_activation(node)):
                     kept[node.name] = value
 
             program = self.run.before
@@ -193,13 +230,19 @@ class _Check:
         return self._kept
 
     def _new_values(
-        self, claim: Claim, region: Region, known: Sequence[Values], *, raised: bool
-    ) -> list[Tensor | Exception]:
+        self, group: ClaimGroup, known: Sequence[Values], *, raised: bool
+    ) -> list[dict[str, Tensor] | Exception]:
         nodes, program = (self._twin_after, self.twins.after) if raised else (self.after, self.run.after)
-        new = nodes[claim.new]
-        givens = [{nodes[name]: one[name] for name in region.shared} for one in known]
-        found = node_values_together((new,), program.read, givens, raised=raised)
-        return [values if isinstance(values, Exception) else values[new] for values in found]
+        news = [nodes[one.claim.new] for one in group.members]
+        givens = [{nodes[name]: one[name] for name in group.shared} for one in known]
+        read = program.tensors.__getitem__ if raised else program.read
+        found = node_values_together(news, read, givens, raised=raised)
+        return [one if isinstance(one, Exception) else {n.name: v for n, v in one.items()} for one in found]
+
+    def _kept_bytes(self, name: str) -> int:
+        """Of a value, its float64 twin, its error and what they are compared with."""
+        shapes = map(self._shapes.shape, recorded_tensors(self._regions.nodes[name]))
+        return _KEPT_BYTES * sum(prod(shape or ()) for shape in shapes)
 
 
 def _negated(anchor: str, case: str, before: Tensor, after: Tensor) -> list[Finding]:
