@@ -21,7 +21,8 @@ class LoopSpec:
         steps: how often, 1 or more.
         state: inputs that are carried from step to step: the step's outputs, in this order, are their next values.
         tables: input to its values in all steps, [steps, *shape of the input], in the input's dtype.
-        exact_tables: the same tables in float64, for the float64 twin, where they were computed in it.
+        exact_tables: the same tables in float64, for the float64 twin, where they were computed in it. Where there is
+            one step they are no tables but tensors that the step stores, under these names.
         sequences: inputs that get one slice per step of a value computed before the loop, [steps, *shape].
         form: how a lowering writes the loop down; ``auto`` leaves it to the lowering.
     """

@@ -51,9 +51,11 @@ class SamplerProgram:
         """The float64 twin: every part raised, and tables as they were before they were rounded."""
         loop = self.loop
         tables = {name: loop.exact_tables.get(name, raised_tensor(table)) for name, table in loop.tables.items()}
+        step = self.step.raised_copy()
+        step.tensors |= {name: table[0] for name, table in loop.exact_tables.items() if name in step.tensors}
         return SamplerProgram(
             self.prologue.raised_copy(),
-            self.step.raised_copy(),
+            step,
             dataclasses.replace(loop, tables=tables),
             self.epilogue.raised_copy(),
         )

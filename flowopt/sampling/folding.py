@@ -104,7 +104,7 @@ def fold(
             state=states,
             tables={name: table for name, table in rows.items() if name not in constants},
             sequences=noises,
-            exact_tables={name: table for name, table in exact.items() if name not in constants},
+            exact_tables=exact,
             form=form,
         ),
         epilogue=dataclasses.replace(epilogue, single=True),

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from flowopt.program.program import Program
 from flowopt.program.sampler_program import SamplerProgram
 from flowopt.sampling import ClassifierFree, Epilogue, SamplerSpec, fold
+from flowopt.sampling.plain_loop import PlainLoop
+from flowopt.sampling.roles import roles_of
 from tests.sampling.networks import (
     CHANNELS,
     SIZE,
@@ -239,3 +241,17 @@ def test_parts_share_the_networks_tensors() -> None:
     folded: SamplerProgram = fold(program, euler(4))
     stored = {t.untyped_storage().data_ptr() for t in program.tensors.values()}
     assert {folded.step.tensors[n].untyped_storage().data_ptr() for n in folded.step.tensors} <= stored
+
+
+@pytest.mark.parametrize("spec", [euler(1), heun(2), noisy(3)], ids=lambda s: f"{s.name}-{s.evaluations}")
+@pytest.mark.parametrize("scale", [2.5, None])
+def test_folding_is_an_identity_in_float64(spec: SamplerSpec, scale: float | None) -> None:
+    program = captured(Labelled())
+    guidance = ClassifierFree(scale, {"label": 9}, channels=3)
+    inputs = {"noise": noise(2), "label": torch.tensor([3, 0])}
+    inputs |= {"draws": noise(2, spec.draws)} if spec.draws else {}
+    inputs |= {"guidance_scale": torch.tensor(1.5)} if scale is None else {}
+    plain = PlainLoop(program.raised_copy(), roles_of(program, 1), spec, guidance, Epilogue(0.5))
+    raised = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
+    folded = fold(program, spec, guidance=guidance, output=Epilogue(0.5)).raised_copy()
+    assert relative(folded.run_named(raised)["sample"], plain.run(inputs)) < FLOAT64
