@@ -7,18 +7,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flowopt.sampling.convention import Convention
+    from flowopt.sampling.conventions import CONVENTIONS, convention_named
     from flowopt.sampling.realization import Realization, realize
+    from flowopt.sampling.samplers import make_sampler
     from flowopt.sampling.spec import SamplerSpec
     from flowopt.sampling.trace import Trace
 
 _HOME = {
+    "CONVENTIONS": "flowopt.sampling.conventions",
+    "Convention": "flowopt.sampling.convention",
     "Realization": "flowopt.sampling.realization",
     "SamplerSpec": "flowopt.sampling.spec",
     "Trace": "flowopt.sampling.trace",
+    "convention_named": "flowopt.sampling.conventions",
+    "make_sampler": "flowopt.sampling.samplers",
     "realize": "flowopt.sampling.realization",
 }
 
-__all__ = ["Realization", "SamplerSpec", "Trace", "realize"]
+__all__ = [
+    "CONVENTIONS",
+    "Convention",
+    "Realization",
+    "SamplerSpec",
+    "Trace",
+    "convention_named",
+    "make_sampler",
+    "realize",
+]
 
 
 def __getattr__(name: str) -> object:
