@@ -63,12 +63,14 @@ def run(spec: SamplerSpec, network: Network, x: Table, noises: Sequence[Table] =
 
 def trajectory(spec: SamplerSpec, network: Network, x: Table, noises: Sequence[Table] = ()) -> list[Table]:
     """What the network was asked at, and the sample."""
+    known = numpy.zeros((spec.table.shape[1], *x.shape))
+    known[0] = x
+    known[1 + spec.evaluations :] = numpy.array(noises).reshape(spec.draws, *x.shape)
     asked: list[Table] = []
-    outputs: list[Table] = []
-    for times in spec.times:
-        asked.append(spec.inputs(x, outputs, noises))
-        outputs.append(network(asked[-1], *times))
-    return [*asked, spec.inputs(x, outputs, noises)]
+    for i, times in enumerate(spec.times):
+        asked.append(numpy.tensordot(spec.table[i], known, axes=1))
+        known[1 + i] = network(asked[-1], *times)
+    return [*asked, numpy.tensordot(spec.table[-1], known, axes=1)]
 
 
 def straightness(path: Sequence[Table]) -> float:
