@@ -1,6 +1,6 @@
 """Grids of times, in float64, from text or from Python.
 
-    uniform           even steps of the noise's share; of training steps as diffusers' "linspace"
+    uniform           even steps of the noise's share; of training steps the rounded linspace(999, 0, steps)
     shift:3           s x / (1 + (s - 1) x) of the uniform shares x
     shift-mu:1.15     exp(mu) / (exp(mu) + 1/x - 1): the same with s = exp(mu)
     karras[:7]        sigmas whose 7th roots are evenly spaced
