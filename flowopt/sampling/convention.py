@@ -51,7 +51,7 @@ class Convention:
             first_time and last_time, or its first and last number are ``replaced``.
         steps_cover_path: steps are as long as if the squeezed grid reached from noise_time to data_time.
         counts_points: a number of steps counts points of the grid, so that one step fewer is made.
-        asks_at_end: whether the network can be asked at last_time. Where not, a method that would ask there takes
+        asks_at_end: whether the network can be asked at data_time. Where not, a method that would ask there takes
             an Euler step instead.
         start: sampling starts from the ``noise`` that is given, or from it times the first sigma.
         least_sigma: noise that a linear path leaves in the data.

@@ -72,7 +72,7 @@ class Problem:
 
     def can_ask(self, t: float) -> bool:
         """Whether the network knows an answer at this time."""
-        return self.convention.asks_at_end or t != self.convention.last_time
+        return self.convention.asks_at_end or t != self.convention.data_time
 
     def between(self, step: Step, share: float) -> float | None:
         """The time at this share of a step by the clock; None where the network cannot be asked there."""

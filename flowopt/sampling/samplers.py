@@ -55,6 +55,11 @@ def make_sampler(
     if inverts:
         times = times[::-1]
     problem = Problem(own, times, notes=notes)
+    if inverts and not problem.can_ask(times[0]):
+        raise UserError(
+            f"an inversion asks the network at t={times[0]:g}, where that of {own.name} is not asked",
+            hint=f"write last_time a little off {times[0]:g}: there the inversion starts",
+        )
     spec = entry.load()(problem, **chosen)
     if not isinstance(spec, SamplerSpec):
         raise InternalError(f"the solver {name!r} returned a {type(spec).__name__}")

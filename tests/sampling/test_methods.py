@@ -3,6 +3,7 @@
 import numpy
 import pytest
 
+from flowopt.errors import UserError
 from flowopt.sampling import make_sampler, realize
 from flowopt.sampling.spec import Table
 from tests.goals.orders import ORDERS, TOLERANCE, fitted_order
@@ -180,3 +181,19 @@ def test_an_sde_draws_the_distribution_of_the_data() -> None:
     # Twice the standard error of 4000 draws; steps of 0.004 add less.
     assert abs(float(numpy.mean(found > 0)) - 0.5) < 0.016
     assert abs(float(numpy.abs(found).mean()) - 2.0) < 0.02
+
+
+@pytest.mark.parametrize(("name", "last"), [("ddpm", 0.0), ("rfpp", 1e-3), ("edm", 0.002)])
+def test_an_inversion_starts_where_the_network_can_be_asked(name: str, last: float) -> None:
+    with pytest.raises(UserError, match="write last_time a little off"):
+        make_sampler("euler", 4, convention=name, inverts=True)
+    assert len(make_sampler("euler", 4, convention=name, inverts=True, last_time=last).times) == 4
+
+
+def test_the_inverse_of_ddim_is_undone_by_ddim() -> None:
+    """With a noise that does not depend on the sample both are exact."""
+    there = make_sampler("ddim", 5, convention="ddpm", last_time=0.0, inverts=True)
+    back = make_sampler("ddim", 5, convention="ddpm", last_time=0.0)
+    noise = numpy.sin(X)
+    found = run(back, lambda x, t: noise, run(there, lambda x, t: noise, X))
+    numpy.testing.assert_allclose(found, X, rtol=1e-9, atol=1e-9)
