@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn, final
 
 from flowopt.errors import FlowoptError, UserError
 from flowopt.formats.printable import printable
-from flowopt.pipeline.nearest import nearest
+from flowopt.nearest import nearest
 from flowopt.pipeline.presets import PRESETS
 from flowopt.pipeline.registry import entries, pass_class
 from flowopt.pipeline.text import ordered, parse_pass

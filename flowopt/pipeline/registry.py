@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from flowopt.errors import InternalError, UserError
-from flowopt.pipeline.nearest import nearest
+from flowopt.nearest import nearest
 from flowopt.pipeline.pass_entry import OWN_PACKAGE, PassEntry
 from flowopt.pipeline.pass_source import read_pass_source
 from flowopt.pipeline.plugins import plugin_class, plugin_entries

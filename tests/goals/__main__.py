@@ -14,7 +14,19 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from tests.benchmarks.commit import commit
-from tests.goals import alarms, bench, constants, loading, mutants, norms, parametrizations, spine, verification
+from tests.goals import (
+    alarms,
+    bench,
+    constants,
+    loading,
+    mutants,
+    norms,
+    orders,
+    parametrizations,
+    schedulers,
+    spine,
+    verification,
+)
 from tests.goals.row import Measured, Row
 
 ROWS = (
@@ -26,6 +38,8 @@ ROWS = (
     *constants.ROWS,
     *parametrizations.ROWS,
     *norms.ROWS,
+    *orders.ROWS,
+    *schedulers.ROWS,
     *bench.ROWS,
 )
 _ROOT = Path(__file__).resolve().parents[2]
