@@ -13,10 +13,10 @@ from flowopt.lowering.onnx.loops.function import write_function
 from flowopt.lowering.onnx.loops.loop import write_loop
 from flowopt.lowering.onnx.loops.outer import Outer
 from flowopt.lowering.onnx.loops.scan import write_scan
-from flowopt.lowering.onnx.loops.sound import require_sound
 from flowopt.lowering.onnx.metadata import NODE_KEY
 from flowopt.lowering.onnx.names import name_interface
 from flowopt.lowering.onnx.written import LoweredOnnx, written
+from flowopt.lowering.sound_sampler import require_sound
 from flowopt.lowering.staging import Staging
 from flowopt.program.program import Program
 from flowopt.program.sampler_program import SamplerProgram
