@@ -1,10 +1,10 @@
 """Give inputs, outputs and dimensions of an ONNX model the program's names."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from flowopt.program.program import Program
+from flowopt.program.interface import Interface
 
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 
@@ -25,37 +25,40 @@ def separate_outputs(model: Any) -> None:
         seen.add(id(graph.outputs[index]))
 
 
-def name_interface(model: Any, program: Program) -> tuple[str, ...]:
+def name_interface(model: Any, interface: Interface, symbols: Mapping[str, str]) -> tuple[str, ...]:
     """Rename inputs, outputs and free dimensions by position; every other value keeps its name or steps aside.
 
+    Args:
+        model: an ``onnx_ir.Model``.
+        interface: its inputs and outputs, in the model's order.
+        symbols: what the model calls a free dimension, to its name.
+
     Returns:
-        The outputs' names in the file: the program's, except where an input has the same.
+        The outputs' names in the file: the interface's, except where an input has the same.
     """
     import onnx_ir
 
-    inputs = [i.name for i in program.inputs]
-    outputs = _output_names(program)
+    inputs = [i.name for i in interface.inputs]
+    outputs = _output_names(interface)
     graph = model.graph
     assert len(graph.inputs) == len(inputs) and len(graph.outputs) == len(outputs), "the exporter keeps the signature"
-    interface = {id(value) for value in (*graph.inputs, *graph.outputs)}
-    _rename_others(model, interface, {*inputs, *outputs})
-    symbols = {d.symbol: d.name for d in program.dims}
+    _rename_others(model, {id(value) for value in (*graph.inputs, *graph.outputs)}, {*inputs, *outputs})
     for value in _values(model):
         if value.shape is not None:
             value.shape = onnx_ir.Shape([_renamed(d, symbols) for d in value.shape])
-    shapes = [*(program.shape(name) for name in inputs), *program.output_shapes()]
+    shapes = [one.shape for one in (*interface.inputs, *interface.outputs)]
     for value, name, shape in zip((*graph.inputs, *graph.outputs), (*inputs, *outputs), shapes, strict=True):
         value.name = name
         value.shape = onnx_ir.Shape(shape)
     return outputs
 
 
-def _output_names(program: Program) -> tuple[str, ...]:
+def _output_names(interface: Interface) -> tuple[str, ...]:
     names: list[str] = []
-    taken = {i.name for i in program.inputs} | {o.name for o in program.outputs}
-    inputs = {i.name for i in program.inputs}
-    for output in program.outputs:
-        name = _free(f"{output.name}.output", taken) if output.name in inputs else output.name
+    taken = {i.name for i in interface.inputs} | {o.name for o in interface.outputs}
+    inputs = {i.name for i in interface.inputs}
+    for output in interface.outputs:
+        name = free_name(f"{output.name}.output", taken) if output.name in inputs else output.name
         taken.add(name)
         names.append(name)
     return tuple(names)
@@ -71,11 +74,12 @@ def _rename_others(model: Any, interface: set[int], taken: set[str]) -> None:
         if value.is_initializer():
             value.name = f"<{index}>"
     for value, name in zip(others, wanted, strict=True):
-        value.name = _free(name, used)
+        value.name = free_name(name, used)
         used.add(value.name)
 
 
-def _free(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The name, or the name with the smallest number behind it that is not taken."""
     candidate, count = name, 0
     while candidate in taken:
         count += 1

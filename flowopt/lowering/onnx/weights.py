@@ -51,10 +51,10 @@ def move_weights(model: Any, defaults: Mapping[str, Tensor], staging: Staging) -
         tensor = value.const_value
         if tensor.nbytes < EXTERNAL_BYTES:
             continue
-        place = places.get(_storage(tensor))
+        place = places.get(same_memory(tensor))
         if place is None:
             place = _Place(tensor, -(-end // ALIGNMENT) * ALIGNMENT, tensor.nbytes)
-            places[_storage(tensor)] = place
+            places[same_memory(tensor)] = place
             end = place.offset + place.length
         moved.append((value, place))
     names = staging.weights(_chunks(list(places.values())))
@@ -70,19 +70,19 @@ def move_weights(model: Any, defaults: Mapping[str, Tensor], staging: Staging) -
     return names
 
 
+def same_memory(tensor: Any) -> object:
+    """A key that is equal for tensors that are the same memory read the same way: they are stored once."""
+    raw = getattr(tensor, "raw", None)
+    if isinstance(raw, Tensor) and raw.numel():
+        return raw.data_ptr(), raw.dtype, tuple(raw.shape), raw.stride()
+    return id(tensor)
+
+
 def _sort_initializers(graph: Any) -> None:
     values = sorted(graph.initializers.values(), key=lambda value: str(value.name))
     graph.initializers.clear()
     for value in values:
         graph.register_initializer(value)
-
-
-def _storage(tensor: Any) -> object:
-    """Equal for tensors that are the same memory read the same way: they are stored once."""
-    raw = getattr(tensor, "raw", None)
-    if isinstance(raw, Tensor) and raw.numel():
-        return raw.data_ptr(), raw.dtype, tuple(raw.shape), raw.stride()
-    return id(tensor)
 
 
 def _chunks(places: list[_Place]) -> Iterator[bytes | memoryview]:
