@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flowopt.program.capture import capture
     from flowopt.program.loading.load import load
     from flowopt.program.program import Program
+    from flowopt.program.sampler_program import SamplerProgram
     from flowopt.report.report import Report
     from flowopt.report.sites import Applied, Refusal
     from flowopt.report.verdict import Outcome, Verdict
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from flowopt.workflows.inspect_artifact import inspect_artifact
     from flowopt.workflows.optimize import OptimizeResult, optimize
     from flowopt.workflows.pipelines import Pipeline
+    from flowopt.workflows.sampler import SamplerResult, optimize_sampler
     from flowopt.workflows.tune import tune
     from flowopt.workflows.tuned import Tuned
     from flowopt.workflows.verify import verify
@@ -49,6 +51,8 @@ _HOME = {
     "Refusal": "flowopt.report.sites",
     "Report": "flowopt.report.report",
     "RewritePass": "flowopt.rewrite.base",
+    "SamplerProgram": "flowopt.program.sampler_program",
+    "SamplerResult": "flowopt.workflows.sampler",
     "Site": "flowopt.rewrite.site",
     "Tuned": "flowopt.workflows.tuned",
     "Verdict": "flowopt.report.verdict",
@@ -59,6 +63,7 @@ _HOME = {
     "inspect_model": "flowopt.workflows.inspect",
     "load": "flowopt.program.loading.load",
     "optimize": "flowopt.workflows.optimize",
+    "optimize_sampler": "flowopt.workflows.sampler",
     "tune": "flowopt.workflows.tune",
     "verify": "flowopt.workflows.verify",
 }
@@ -81,6 +86,8 @@ __all__ = [
     "Refusal",
     "Report",
     "RewritePass",
+    "SamplerProgram",
+    "SamplerResult",
     "Site",
     "Tuned",
     "Verdict",
@@ -91,6 +98,7 @@ __all__ = [
     "inspect_model",
     "load",
     "optimize",
+    "optimize_sampler",
     "tune",
     "verify",
 ]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowopt.report.loop import LoopRecord
 from flowopt.report.passes import PassRecord
 from flowopt.report.sites import Refusal
 from flowopt.report.verdict import Verdict
@@ -29,6 +30,7 @@ class Report:
         target: name of the target.
         source: what was optimized.
         source_sha256: digest of the file that it is; None where it is no file.
+        loop: of a folded sampler; None for a model without a loop of its own.
         trust: what that file was allowed to do: ``data``, ``weights`` or ``code``.
         passes: one record per pass, in order.
         pipeline: those passes in text form, whatever form they were given in: ``--passes`` takes it again.
@@ -59,6 +61,7 @@ class Report:
     source_sha256: str | None = None
     trust: str | None = None
     pipeline: str = ""
+    loop: LoopRecord | None = None
     schema_version: int = SCHEMA_VERSION
 
     def refusals(self, name: str | None = None) -> tuple[Refusal, ...]:

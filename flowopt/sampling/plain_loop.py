@@ -73,7 +73,7 @@ class PlainLoop:
         for name, time in zip(self.roles.times, self.spec.times[number], strict=True):
             axes = self.program.interface.inputs[list(dtypes).index(name)].shape
             exact = torch.full((sample.shape[0],) if axes else (), time, dtype=torch.float64)
-            values[name] = exact.to(self._dtype(dtypes[name]))
+            values[name] = self._raised(exact.to(dtypes[name]))
         for name, value in conditions.items():
             values[name] = self._raised(value)
         found = self.program.run_named(values)[self.roles.prediction].to(sample.dtype)

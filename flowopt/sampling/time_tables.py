@@ -46,8 +46,9 @@ def tabulate(program: Program, times: Mapping[str, Sequence[float]]) -> TimeTabl
     Raises:
         UserError: a time that the input's dtype cannot hold.
     """
-    exact_times = {name: _with_axes(program, name, values) for name, values in times.items()}
-    given = {name: _as_input(program, name, values) for name, values in exact_times.items()}
+    given = {name: _as_input(program, name, values) for name, values in times.items()}
+    # The float64 twin gets what the network gets: a time that was rounded is an input like any other.
+    exact_times = {name: _raised(values) for name, values in given.items()}
     steps = len(next(iter(times.values())))
     refused: set[fx.Node] = set()
     while True:
@@ -82,24 +83,21 @@ def _stacked(
     return found
 
 
-def _with_axes(program: Program, name: str, values: Sequence[float]) -> Tensor:
-    """In float64: [steps] for a time without axes, else [steps, 1]; whole times as int64."""
+def _as_input(program: Program, name: str, values: Sequence[float]) -> Tensor:
+    """What the network gets, in its input's dtype: [steps] for a time without axes, else [steps, 1]."""
     value = recorded_tensor(program.node(name))
     assert value is not None, "inputs are tensors"
-    exact = torch.tensor(values, dtype=torch.float64).reshape(-1, *[1] * value.dim())
-    if value.dtype.is_floating_point:
-        return exact
-    odd = [v for v in values if v != int(v)]
+    odd = [v for v in values if v != int(v)] if not value.dtype.is_floating_point else []
     if odd:
         raise UserError(
             f"the time {odd[0]:g} is no whole number, but {name!r} takes {str(value.dtype).removeprefix('torch.')}",
             hint="choose a schedule or convention whose times are whole, or capture the network with floating times",
         )
-    return exact.to(torch.int64)
+    return torch.tensor(values, dtype=torch.float64).reshape(-1, *[1] * value.dim()).to(value.dtype)
 
 
-def _as_input(program: Program, name: str, exact: Tensor) -> Tensor:
-    return exact.to(next(i.dtype for i in program.inputs if i.name == name))
+def _raised(times: Tensor) -> Tensor:
+    return times.double() if times.dtype.is_floating_point else times
 
 
 def _at(times: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:

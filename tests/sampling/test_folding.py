@@ -209,7 +209,7 @@ def test_the_float64_twin_is_the_network_in_float64() -> None:
     twin = program.raised_copy()
 
     def predict(sample: Tensor, times: tuple[float, ...]) -> Tensor:
-        return twin.run_named({"x": sample, "t": torch.full((2,), times[0], dtype=torch.float64)})["output"]
+        return twin.run_named({"x": sample, "t": torch.full((2,), times[0]).double()})["output"]
 
     wanted = by_hand(spec, predict, x)
     found = fold(program, spec).raised_copy().run_named({"noise": x})["sample"]
