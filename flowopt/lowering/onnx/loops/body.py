@@ -63,18 +63,18 @@ def rows(outer: Outer, body: Body, name: str) -> list[Any]:
     picked = []
     for number in range(body.loop.steps):
         index = outer.stored(f"{name}_index_{number}", torch.tensor(number))
-        node = row_at(outer.values[name], index, body.inputs[name])
-        node.outputs[0].name = f"{name}_{number}"
+        node = row_at(outer.values[name], index, body.inputs[name], f"{name}_{number}")
         outer.append(node)
         picked.append(node.outputs[0])
     return picked
 
 
-def row_at(values: Any, index: Any, like: Any) -> Any:
-    """A node that reads one row, of the shape and dtype of an input of the step."""
+def row_at(values: Any, index: Any, like: Any, name: str) -> Any:
+    """A node of a name that reads one row, of the shape and dtype of an input of the step."""
     import onnx_ir
 
-    node = onnx_ir.node("Gather", [values, index], {"axis": 0})
+    node = onnx_ir.node("Gather", [values, index], {"axis": 0}, name=name)
+    node.outputs[0].name = name
     described(node.outputs[0], like)
     return node
 

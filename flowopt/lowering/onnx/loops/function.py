@@ -61,6 +61,7 @@ def _keep_small(graph: Any) -> None:
     nodes = []
     for value in list(graph.initializers.values()):
         if value.const_value.nbytes < EXTERNAL_BYTES:
+            value.const_value.name = value.name
             node = onnx_ir.node("Constant", [], {"value": value.const_value}, name=f"step/{value.name}")
             described(node.outputs[0], value)
             value.replace_all_uses_with(node.outputs[0])

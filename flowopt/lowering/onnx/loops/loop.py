@@ -27,10 +27,11 @@ def write_loop(outer: Outer, body: Body) -> list[Any]:
     condition = _scalar("goes_on", onnx_ir.DataType.BOOL)
     reads = []
     for name in body.sliced:
-        read = row_at(all_rows(outer, name, body.loop), number, body.inputs[name])
+        read = row_at(all_rows(outer, name, body.loop), number, body.inputs[name], f"{name}.row")
         body.inputs[name].replace_all_uses_with(read.outputs[0])
         reads.append(read)
-    passed = onnx_ir.node("Identity", [condition])
+    passed = onnx_ir.node("Identity", [condition], name="goes_on")
+    passed.outputs[0].name = "goes_on.next"
     described(passed.outputs[0], condition)
     # The outputs come from nodes of the step, so that there is a first one to stand before.
     body.graph.insert_before(body.graph[0], [*reads, passed])
