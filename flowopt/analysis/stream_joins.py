@@ -23,6 +23,7 @@ _SELECTED, _CHOSEN, _JOINED, _TURNED = (
     _aten.cat.default,
     _aten.roll.default,
 )
+_TOTALS = (_aten.mean.dim, _aten.sum.dim_IntList)
 
 Carried = tuple[tuple[fx.Node, int], ...]
 
@@ -49,6 +50,8 @@ def carried(node: fx.Node, axis: int) -> Carried | None:
         return _joined(node, axis)
     if node.target in (_TURNED, _SELECTED):
         return _turned(node, axis)
+    if node.target in _TOTALS:
+        return _totalled(node, axis)
     return _moved(node, axis)
 
 
@@ -124,6 +127,19 @@ def _turned(node: fx.Node, axis: int) -> Carried | None:
     if not axes or axis in {int(a) % rank for a in axes}:
         return None
     return _all(node, axis, node.args[:1])
+
+
+def _totalled(node: fx.Node, axis: int) -> Carried | None:
+    """A sum or mean over other axes, such as tokens or pixels: each feature for itself."""
+    source, axes = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if not isinstance(source, fx.Node) or not isinstance(axes, (list, tuple)) or not axes or "dtype" in node.kwargs:
+        return None
+    rank = len(sizes_as_text(source))
+    gone = {int(a) % rank for a in axes if isinstance(a, int)}
+    keeps = bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))
+    left = list(range(rank)) if keeps else [a for a in range(rank) if a not in gone]
+    at = left[axis]
+    return ((source, at),) if at not in gone and recorded_tensor(source) is not None else None
 
 
 def _moved(node: fx.Node, axis: int) -> Carried | None:

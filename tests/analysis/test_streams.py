@@ -92,11 +92,25 @@ def test_taps_are_all_that_is_no_norm() -> None:
     def forward(m: Written, x: Tensor) -> list[Tensor]:
         stream = m.entry(x)
         stream = stream + m.block(m.first(stream))
-        return [m.last(stream), stream[:, 0], stream.sin(), stream.sum(1)]
+        return [m.last(stream), stream[:, 0], stream.sin(), stream.amax(1)]
 
     module = Written(forward, entry=nn.Linear(WIDTH, WIDTH), block=Block(), first=norm(), last=norm())
     (stream,) = streams(capture(randomised(module), (normal(2, 4, WIDTH),)).graph)
-    assert sorted(tap.node.name for tap in stream.taps) == ["output", "sin", "sum_1"]
+    assert sorted(tap.node.name for tap in stream.taps) == ["amax", "output", "sin"]
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_means_over_tokens_belong_to_the_stream_and_means_over_features_do_not(keepdim: bool) -> None:
+    def forward(m: Written, x: Tensor) -> list[Tensor]:
+        stream = m.entry(x)
+        stream = stream + m.block(m.first(stream))
+        pooled = stream.mean(1, keepdim=keepdim) + stream.sum((0, 1), keepdim=keepdim)
+        return [m.last(pooled), stream.mean((1, 2), keepdim=keepdim)]
+
+    module = Written(forward, entry=nn.Linear(WIDTH, WIDTH), block=Block(), first=norm(), last=norm())
+    (stream,) = streams(capture(randomised(module), (normal(2, 4, WIDTH),)).graph)
+    assert [tap.node.name for tap in stream.taps] == ["mean_1"]
+    assert len(stream.norms) == 2
 
 
 def test_a_free_size_is_read_without_a_tap() -> None:

@@ -111,6 +111,19 @@ def test_a_class_token_a_convolution_and_a_selection_belong_to_the_stream() -> N
     turned(module, normal(2, 3, 4, 4), count=2, dynamic=free, dims=dims)
 
 
+def test_tokens_may_be_averaged_before_the_last_norm() -> None:
+    class Pooled(Stack):
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.embedded(ids)
+            for i in range(self.depth):
+                x = pre(self, x, i)
+            out: Tensor = self.head(self.last(x[:, 1:].mean(1)))
+            return out
+
+    before, after = {"aten.layer_norm": 3}, {"aten.layer_norm": 0, "aten.rms_norm": 3, "aten.mean.dim": 1}
+    assert_rewrites(FoldNormMean(), randomised(Pooled(pre)), (ids(),), before=before, after=after)
+
+
 def test_gain_shift_and_epsilon_stay_those_of_each_norm() -> None:
     epsilons = (1e-12, 1e-6, 1e-5)
     module = randomised(Stack(depth=3, eps=epsilons))
