@@ -136,13 +136,12 @@ def _doubled(program: Program, roles: Roles, guidance: ClassifierFree | None) ->
             f"guidance runs the network on a batch of twice the size, and it was captured for {batch} samples alone",
             hint=f"capture it with a free batch: dynamic={{{roles.sample!r}: {{0: 'batch'}}, ...}}",
         )
-    found = tuple(name for name in roles.conditions if program.shape(name)[:1] == (batch,))
     read = read_inputs(program, roles.prediction)
-    unread = [name for name in guidance.unconditional if name not in read or name not in found]
-    if unread or not read & set(found):
+    found = tuple(name for name in roles.conditions if name in read and program.shape(name)[:1] == (batch,))
+    if not found or guidance.unconditional.keys() - set(found):
         raise UserError(
             f"guidance needs a condition that the prediction {roles.prediction!r} depends on, one per sample",
-            why=f"it depends on {sorted(read)}; one per sample are {list(found)}",
+            why=f"it depends on {sorted(read)}; conditions among them with one per sample: {list(found) or 'none'}",
             hint="leave guidance out for a network without conditions",
         )
     return found

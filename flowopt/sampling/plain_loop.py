@@ -71,8 +71,8 @@ class PlainLoop:
         dtypes = {i.name: i.dtype for i in self.program.inputs}
         values = {self.roles.sample: sample.to(self._dtype(dtypes[self.roles.sample]))}
         for name, time in zip(self.roles.times, self.spec.times[number], strict=True):
-            axes = self.program.interface.inputs[list(dtypes).index(name)].shape
-            exact = torch.full((sample.shape[0],) if axes else (), time, dtype=torch.float64)
+            shape = [size if isinstance(size, int) else sample.shape[0] for size in self.program.shape(name)]
+            exact = torch.full(shape, time, dtype=torch.float64)
             values[name] = self._raised(exact.to(dtypes[name]))
         for name, value in conditions.items():
             values[name] = self._raised(value)

@@ -66,7 +66,7 @@ def tabulate(program: Program, times: Mapping[str, Sequence[float]]) -> TimeTabl
         graph.erase_node(node)
     for name in [n.name for n in graph.nodes if n.op == "placeholder" and n.name in given]:
         tables[name], exact[name] = given[name], exact_times[name]
-        spread |= {name} if given[name].dim() == 2 else set()
+        spread |= {name} if program.shape(name) not in ((), (1,)) else set()
     return TimeTables(graph, tables, exact, frozenset(spread))
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.program.sampler_program import SamplerProgram
 from flowopt.sampling import ClassifierFree, Epilogue, SamplerSpec, fold
@@ -24,6 +25,7 @@ from tests.sampling.networks import (
     times_of,
 )
 from tests.sampling.samplers import averaged, euler, heun, noisy
+from tests.zoo.randomise import randomise
 
 # A few roundings per step, of numbers near the sample's own scale.
 FLOAT32 = 3e-6
@@ -160,7 +162,7 @@ def test_guidance_of_some_channels_with_a_scale_per_evaluation_and_a_text_for_no
     guidance = ClassifierFree((1.0, 4.0, 0.0), channels=3)
     folded = fold(captured(module), spec, guidance=guidance)
     names = [i.name for i in folded.prologue.inputs]
-    assert names == ["noise", "text", "unconditional_text", "place", "spare", "unconditional_spare"]
+    assert names == ["noise", "text", "unconditional_text", "place", "spare"]
     x, place, spare = noise(2), torch.randn(SIZE, SIZE), torch.zeros(2, 2)
     text, empty = torch.randn(2, 4, TEXT), torch.randn(2, 4, TEXT)
     scales = iter((1.0, 4.0, 0.0))
@@ -173,9 +175,7 @@ def test_guidance_of_some_channels_with_a_scale_per_evaluation_and_a_text_for_no
 
     with torch.no_grad():
         wanted = by_hand(spec, predict, x)
-    found = folded.run(
-        noise=x, text=text, unconditional_text=empty, place=place, spare=spare, unconditional_spare=spare
-    )
+    found = folded.run(noise=x, text=text, unconditional_text=empty, place=place, spare=spare)
     assert isinstance(found, Tensor)
     assert relative(found, wanted) < FLOAT32
 
@@ -255,3 +255,22 @@ def test_folding_is_an_identity_in_float64(spec: SamplerSpec, scale: float | Non
     raised = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
     folded = fold(program, spec, guidance=guidance, output=Epilogue(0.5)).raised_copy()
     assert relative(folded.run_named(raised)["sample"], plain.run(inputs)) < FLOAT64
+
+
+class OneTime(Timed):
+    """A time for the whole batch."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x, t.reshape(-1)[:1].expand(x.shape[0]))
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("steps", [3, 600])
+def test_one_time_for_the_whole_batch(shape: tuple[int, ...], steps: int) -> None:
+    module = OneTime()
+    randomise(module, 5)
+    example = (torch.zeros(2, CHANNELS, SIZE, SIZE), torch.full(shape, 0.5))
+    program = capture(module.eval(), example, dynamic={"x": {0: "batch"}})
+    folded, x = fold(program, euler(steps)), noise(3)
+    plain = PlainLoop(program.raised_copy(), roles_of(program, 1), euler(steps), None, Epilogue())
+    assert relative(folded.raised_copy().run_named({"noise": x.double()})["sample"], plain.run({"noise": x})) < FLOAT64
