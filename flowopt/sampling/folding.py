@@ -50,7 +50,8 @@ def fold(
         guidance_scale         a number, where the guidance has no fixed scale
 
     Args:
-        program: the network, one evaluation; never changed. The batch is free where it was captured so.
+        program: the network, one evaluation; never changed. The batch is free where it was captured so; with guidance
+            it goes up to half of what the network takes.
         spec: the sampler.
         guidance: of a conditional network.
         form: how a lowering writes the loop down.
@@ -60,7 +61,8 @@ def fold(
         output: what happens to the sample in the end.
 
     Raises:
-        UserError: roles that cannot be told, times that the network cannot take, guidance without a condition.
+        UserError: roles that cannot be told, times that the network cannot take, guidance without a condition or
+            with a number for none that its dtype does not have.
     """
     if form not in FORMS:
         raise UserError(f"no form {form!r} of a loop", hint=f"forms: {', '.join(FORMS)}")
@@ -144,6 +146,14 @@ def _doubled(program: Program, roles: Roles, guidance: ClassifierFree | None) ->
             why=f"it depends on {sorted(read)}; conditions among them with one per sample: {list(found) or 'none'}",
             hint="leave guidance out for a network without conditions",
         )
+    for name, value in guidance.unconditional.items():
+        dtype = program.example[name].dtype
+        # Filling would cut it off: another label, whose guidance looks like any other.
+        if not dtype.is_floating_point and not float(value).is_integer():
+            raise UserError(
+                f"{value:g} cannot stand for no {name}, which is {str(dtype).removeprefix('torch.')}",
+                hint="write the whole number that the network was trained with for it",
+            )
     return found
 
 

@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flowopt.errors import UserError
 from flowopt.ir.evaluate import RUN_ERRORS
 from flowopt.program.sampler_program import SamplerProgram
 from flowopt.verification.inputs.case import Case
@@ -72,16 +73,27 @@ class LoopEvidence:
 
 
 def loop_evidence(loops: Loops, case: Case) -> LoopEvidence | str:
-    """Run the sampler in float64 and as it is; or the reason why nothing can be compared."""
+    """Run the sampler in float64 and as it is; or the reason why nothing can be compared.
+
+    Raises:
+        UserError: the library's loop returns another shape.
+    """
     inputs = case.inputs
     with strict_float32():
         try:
             expected = loops.exact(inputs)
         except RUN_ERRORS as problem:
             first = (str(problem).splitlines() or [type(problem).__name__])[0]
-            return f"{case.label}: the network does not run in float64: {first}"
+            given = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+            return f"{case.label}: the network does not run in a plain loop, given {given}: {first}"
         if not expected.isfinite().all():
             return f"{case.label}: the sample is not finite in float64, so nothing can be compared"
+        library = None if loops.library is None else loops.library(inputs)
+        if library is not None and library.shape != expected.shape:
+            raise UserError(
+                f"the loop given returns {list(library.shape)}, and the samples are {list(expected.shape)}",
+                hint="it takes the sampler's inputs by name and returns the sample alone",
+            )
         steps: list[StepEvidence] = []
         twin = _twin(loops.folded, inputs, steps)
         return LoopEvidence(
@@ -91,7 +103,7 @@ def loop_evidence(loops: Loops, case: Case) -> LoopEvidence | str:
             relative(loops.original(inputs), expected),
             _amplification(loops.exact, inputs, expected),
             tuple(steps),
-            None if loops.library is None else loops.library(inputs),
+            library,
         )
 
 

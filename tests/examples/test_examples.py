@@ -1,8 +1,10 @@
 """Every example runs as its docstring says."""
 
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,41 @@ def test_write_a_pass(tmp_path: Path) -> None:
     assert "no-sigmoid" in output
 
 
+def pixels_of(picture: Path) -> bytes:
+    """The scanlines of a picture of 10 x 8 digits, each with its filter in front."""
+    written = picture.read_bytes()
+    assert written.startswith(b"\x89PNG\r\n\x1a\n")
+    chunks, at = {}, 8
+    while at < len(written):
+        (length,) = struct.unpack_from(">I", written, at)
+        kind, data = written[at + 4 : at + 8], written[at + 8 : at + 8 + length]
+        assert struct.unpack_from(">I", written, at + 8 + length) == (zlib.crc32(kind + data),)
+        chunks[kind], at = data, at + 12 + length
+    assert list(chunks) == [b"IHDR", b"IDAT", b"IEND"]
+    assert struct.unpack(">IIBBBBB", chunks[b"IHDR"]) == (400, 320, 8, 0, 0, 0, 0)
+    return zlib.decompress(chunks[b"IDAT"])
+
+
+def test_fold_a_sampler(tmp_path: Path) -> None:
+    output = run(str(EXAMPLES / "fold_a_sampler.py"), "--quick", "--folder", "made", folder=tmp_path)
+    header, sampler, images = output.splitlines()[1:4]
+    assert header.split() == ["sampler", "evaluations", "form", "KB", "verdict", "error", "Frechet", "accuracy"]
+    solver, steps, evaluations, _, _, verdict, error, distance, _ = sampler.split()
+    assert (solver, steps, evaluations, verdict) == ("heun", "4", "8", "equivalent")
+    # Of the order of float32's roundings: the loop written out by hand has the same times, signs and guidance.
+    assert float(error) < 1e-5
+    # Noise is more than 50 away; the network has learned something, which the sampler shows.
+    floor = float(images.split()[1])
+    assert 0 < floor < 1 < float(distance) < 30
+    assert sorted(p.name for p in (tmp_path / "made").iterdir()) == ["heun-4", "heun-4.png", "images.png"]
+    assert len(pixels_of(tmp_path / "made" / "heun-4.png")) == 320 * (1 + 400)
+    scanlines = pixels_of(tmp_path / "made" / "images.png")
+    assert len(scanlines) == 320 * (1 + 400)
+    # A frame of one grey, then the first zero's first row of pixels, each four times as large.
+    assert scanlines[:5] == b"\0" + 4 * b"\x40"
+    assert scanlines[4 * 401 :][5:37] == bytes(v for v in (0, 0, 80, 207, 143, 16, 0, 0) for _ in range(4))
+
+
 def test_the_example_of_a_test_passes(tmp_path: Path) -> None:
     output = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLES / "test_my_model.py"), folder=tmp_path)
     assert "4 passed" in output
@@ -87,6 +124,7 @@ def test_the_demo_prints_both_models(tmp_path: Path) -> None:
 
 def test_every_example_is_run_here() -> None:
     text = Path(__file__).read_text()
-    # minilm.py is a factory: the demo and the zoo run it.
-    missing = [p.name for p in EXAMPLES.glob("*.py") if p.name != "minilm.py" and f'"{p.name}"' not in text]
+    # minilm.py is a factory: the demo and the zoo run it. digits_flow.py is the network of fold_a_sampler.py.
+    parts = ("minilm.py", "digits_flow.py")
+    missing = [p.name for p in EXAMPLES.glob("*.py") if p.name not in parts and f'"{p.name}"' not in text]
     assert not missing

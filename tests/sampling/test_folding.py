@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flowopt.errors import UserError
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.program.sampler_program import SamplerProgram
@@ -190,6 +191,20 @@ def test_the_guidance_scale_may_be_an_input() -> None:
     assert isinstance(found, Tensor)
     assert isinstance(wanted, Tensor)
     assert relative(found, wanted) < FLOAT32
+
+
+@pytest.mark.parametrize("value", [9.5, float("nan"), float("inf")])
+def test_a_label_for_none_that_is_no_whole_number_is_refused(value: float) -> None:
+    with pytest.raises(UserError, match="cannot stand for no label, which is int64"):
+        fold(captured(Labelled()), euler(2), guidance=ClassifierFree(2.0, {"label": value}))
+
+
+def test_a_guided_batch_goes_up_to_half_of_what_the_network_takes() -> None:
+    program = captured(Labelled())
+    assert [(d.name, d.maximum) for d in program.dims] == [("batch", 16)]
+    assert fold(program, euler(2)).interface.dims["batch"] == (1, 16)
+    guided = fold(program, euler(2), guidance=ClassifierFree(2.0, {"label": 9}))
+    assert guided.interface.dims["batch"] == (1, 8)
 
 
 def test_the_sample_is_scaled_shifted_and_clamped_in_the_end() -> None:

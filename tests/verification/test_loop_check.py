@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowopt.errors import UserError
 from flowopt.program.sampler_program import SamplerProgram
 from flowopt.report.loop import LoopCase
 from flowopt.report.verdict import Outcome, Verdict
@@ -157,3 +158,16 @@ def test_what_is_allowed_grows_with_what_the_loop_makes_of_a_small_change() -> N
     grown = evidence(dataclasses.replace(loops, exact=lambda inputs: 50 * inputs["noise"].double())).amplification
     assert 1.0 <= calm < 5
     assert grown == pytest.approx(50)
+
+
+def test_a_condition_that_the_network_cannot_take_is_named() -> None:
+    _, loops = known()
+    case = batch()
+    found = loop_evidence(loops, Case("traced", {}, {**case.inputs, "label": torch.tensor([1, 77])}))
+    assert isinstance(found, str)
+    assert "given noise [2, 4, 6, 6], label [2]: index out of range" in found
+
+
+def test_a_librarys_loop_of_another_shape_is_the_callers_mistake() -> None:
+    with pytest.raises(UserError, match=r"returns \[1, 4, 6, 6\], and the samples are \[2, 4, 6, 6\]"):
+        judged(library=lambda inputs: inputs["noise"][:1])
