@@ -137,6 +137,11 @@ def _report(screen: Screen, report: StoredReport) -> None:
     if levels:
         screen.table(["optimisations", "verdict", "cases", "ratio"], levels, words=2)
     screen.line()
+    if report.loop is not None:
+        loop = report.loop
+        screen.line(
+            f"sampler {loop.sampler}: {loop.evaluations} evaluations, {loop.state} tensors of state, form {loop.form}"
+        )
     if report.runtime_level:
         screen.line(f"runs at level {report.runtime_level}")
     for warning in report.warnings:

@@ -55,11 +55,22 @@ class StoredVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredLoop:
+    """The loop of a folded sampler; attributes as in ``LoopRecord``."""
+
+    sampler: str
+    evaluations: int
+    state: int
+    form: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoredReport:
     """A report of this version of the schema; attributes as in ``Report``.
 
     Attributes:
         runtime_level: optimisation level that the artifact runs at; empty where there is none.
+        loop: of a folded sampler; None for other models.
     """
 
     outcome: str
@@ -75,6 +86,7 @@ class StoredReport:
     interface: Mapping[str, Any]
     warnings: tuple[str, ...]
     versions: Mapping[str, str]
+    loop: StoredLoop | None = None
 
 
 def stored_report(value: object, *, what: str) -> StoredReport:
@@ -113,7 +125,12 @@ def stored_report(value: object, *, what: str) -> StoredReport:
         interface=root["interface"].mapping(),
         warnings=tuple(one.text() for one in root["warnings"].items()),
         versions={name: root["versions"][name].text() for name in root["versions"].mapping()},
+        loop=None if root["loop"].value is None else _loop(root["loop"]),
     )
+
+
+def _loop(one: "_Value") -> StoredLoop:
+    return StoredLoop(one["sampler"].text(), one["evaluations"].integer(), one["state"].integer(), one["form"].text())
 
 
 def _pass(one: "_Value") -> StoredPass:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from flowopt.report.loop import LoopCase
-from flowopt.report.verdict import Finding, Outcome, Verdict
+from flowopt.report.verdict import Figures, Finding, Outcome, Verdict
 from flowopt.verification.loop_evidence import Inputs, LoopEvidence, Sampled, relative
 from flowopt.verification.precision import strict_float32
 
@@ -37,15 +37,17 @@ def check_loop(
     """
     findings: list[Finding] = []
     cases: list[LoopCase] = []
+    figures: list[Figures] = []
     with strict_float32():
         for known in (one for one in evidence if not isinstance(one, str)):
             case = _compared(known, candidate, step)
             cases.append(case)
+            figures.append(_figures(known, case))
             findings += _findings(case)
     notes = tuple(one for one in evidence if isinstance(one, str))
     outcome = Outcome.DIFFERENT if findings else Outcome.EQUIVALENT if cases else Outcome.INCONCLUSIVE
     labels = tuple(case.case for case in cases)
-    return Verdict(outcome, tuple(findings), (), notes, seed, labels, "quick"), tuple(cases)
+    return Verdict(outcome, tuple(findings), tuple(figures), notes, seed, labels, "quick"), tuple(cases)
 
 
 def _compared(known: LoopEvidence, candidate: Sampled, step: Step) -> LoopCase:
@@ -64,6 +66,22 @@ def _compared(known: LoopEvidence, candidate: Sampled, step: Step) -> LoopCase:
         step_errors=tuple(errors),
         step_own_errors=tuple(one.own_error for one in known.steps),
         library_error=None if known.library is None else relative(found, known.library),
+    )
+
+
+def _figures(known: LoopEvidence, case: LoopCase) -> Figures:
+    """The whole loop, as verdicts have it: errors absolute."""
+    scale = float(known.expected.abs().max())
+    return Figures(
+        output="sample",
+        case=case.case,
+        max_error=case.error * scale,
+        own_error=case.own_error * scale,
+        ratio=case.error / case.allowed,
+        twin_error=case.fold_error,
+        power=case.allowed,
+        elements=known.expected.numel(),
+        regime=known.case.regime,
     )
 
 

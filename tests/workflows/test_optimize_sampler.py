@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import flowopt
+from flowopt.cli.main import main
 from flowopt.errors import UserError
 from flowopt.ir.loop_spec import Form
 from flowopt.sampling import ClassifierFree, make_sampler
@@ -127,3 +128,11 @@ def test_a_sampler_by_name(tmp_path: Path) -> None:
     assert result.report.outcome == "verified"
     assert result.report.loop is not None
     assert result.report.loop.evaluations == 7
+
+
+def test_an_artifact_says_that_it_is_a_sampler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flowopt.optimize_sampler(captured(Timed()), heun(2), form="loop", folder=tmp_path / "out")
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "sampler heun: 4 evaluations, 2 tensors of state, form loop" in shown
+    assert "equivalent      2" in shown
