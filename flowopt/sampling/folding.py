@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowopt.errors import UserError
 from flowopt.ir.loop_spec import FORMS, Form, LoopSpec
+from flowopt.nearest import nearest
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.program.sampler_program import SamplerProgram
@@ -122,7 +123,10 @@ def _require_names(roles: Roles, guidance: ClassifierFree | None) -> None:
     unknown = sorted((guidance.unconditional.keys() if guidance is not None else set()) - set(roles.conditions))
     if unknown:
         raise UserError(
-            f"guidance without {', '.join(unknown)}, but the network's conditions are {list(roles.conditions)}"
+            f"guidance without {', '.join(unknown)}, but the network's conditions are {list(roles.conditions)}",
+            hint=nearest(unknown[0], roles.conditions, otherwise="its conditions:")
+            if roles.conditions
+            else "leave guidance out for a network without conditions",
         )
 
 
