@@ -60,10 +60,8 @@ def _loop(loop: LoopRecord) -> str:
 
 
 def _bytes(loop: LoopRecord) -> str:
-    tables = f"{loop.table_bytes:,} bytes of tables"
-    if loop.removed_bytes <= 0:
-        return f"      what depends on the time alone: {tables}"
-    return f"      what depends on the time alone: {loop.removed_bytes:,} bytes of weights left, {tables} came"
+    replaced = f", in place of {loop.removed_bytes:,} bytes of weights" if loop.removed_bytes > 0 else ""
+    return f"      what depends on the time alone: {loop.table_bytes:,} bytes of tables{replaced}"
 
 
 def _roles(roles: "Roles") -> str:
