@@ -72,15 +72,13 @@ def _roles(roles: "Roles") -> str:
 
 
 def _cases(screen: Screen, loop: LoopRecord) -> None:
-    heads = ["case", "fold", "step", "own", "end to end", "own", "allowed", "amplified"]
-    screen.table(heads, [_row(case) for case in loop.cases], words=1)
+    heads = ["case", "fold", "step", "own", "sample", "own", "allowed", "growth"]
+    screen.table(heads, [_row(case) for case in loop.cases], words=1, gap=1)
     screen.line()
     screen.line(
-        "errors are relative, against the network in a plain loop in float64; own: the network in its own numbers"
+        "errors are relative, against the network in a plain loop in float64; own: that loop in the network's numbers"
     )
-    screen.line(
-        "fold: in float64; step: the worst one, each given the exact state; amplified: a small change, to the end"
-    )
+    screen.line("fold: in float64; step: the worst, each given the exact state; growth: of a small change of the noise")
 
 
 def _row(case: LoopCase) -> list[str]:

@@ -55,7 +55,7 @@ def test_writes_a_sampler_and_says_how_far_it_is_from_the_plain_loop_and_how_to_
     assert lines[3] == "network: sample x, time t, condition label; prediction output"
     assert lines[4].startswith("step: 0 rewrites applied to its step; ")
     heads, first = next(pair for pair in zip(lines, lines[1:], strict=False) if pair[0].startswith("case "))
-    assert heads.split() == "case fold step own end to end own allowed amplified".split()
+    assert heads.split() == "case fold step own sample own allowed growth".split()
     assert re.fullmatch(r"traced\[batch=3\] +(\d\.\de-\d\d +){6}\d[\d.]*", first)
     assert "note: the step from t=0.6 to 0 is an Euler step" in ran.out
     assert ran.last.startswith("artifact: Labelled.flowopt (model.onnx, report.json")
