@@ -14,6 +14,7 @@ from flowopt.cli.failure import EXIT_INTERRUPTED, EXIT_IO, described, exit_code_
 from flowopt.cli.inspect import inspect
 from flowopt.cli.optimize import optimize
 from flowopt.cli.passes import passes
+from flowopt.cli.sampler import sampler
 from flowopt.cli.verify import verify
 from flowopt.formats.printable import printable_lines
 
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (optimize, explain, verify, bench, inspect, passes):
+for command in (optimize, sampler, explain, verify, bench, inspect, passes):
     app.command()(command)
 
 

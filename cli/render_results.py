@@ -37,7 +37,7 @@ class Renderer:
     def optimize(self, report: Report, verdict: Verdict, model: str, folder: Path | None, last: str) -> None:
         """One optimization: outcome first, what is left to do last."""
         self._screen.line(optimize_headline(report, verdict, model), style="bold")
-        self._findings(verdict.findings)
+        show_findings(self._screen, verdict.findings)
         self._passes(report.passes)
         self._operators(report)
         self._bytes(report)
@@ -47,9 +47,7 @@ class Renderer:
         for warning in report.warnings:
             self._screen.line(f"warning: {warning}", style="yellow")
         if folder is not None:
-            level = report.runtime.get("level")
-            names = ", ".join(sorted(name for name in os.listdir(folder) if not name.startswith(".")))
-            self._screen.line(f"artifact: {folder} ({names}{f'; runs at level {level}' if level else ''})")
+            show_artifact(self._screen, report, folder)
         if last:
             self._screen.line(last, style="bold")
 
@@ -67,7 +65,7 @@ class Renderer:
     def verify(self, verdict: Verdict, reference: str, candidate: str, replay: str = "") -> None:
         """One verdict: findings before figures, the command that replays the worst case last."""
         self._screen.line(verify_headline(verdict, reference, candidate), style="bold")
-        self._findings(verdict.findings)
+        show_findings(self._screen, verdict.findings)
         if verdict.figures:
             self._regimes(verdict)
             self._screen.line(f"cases: {', '.join(verdict.cases)}")
@@ -161,13 +159,20 @@ class Renderer:
             heads = ["optimisations", "verdict", "cases", "max error", "own error", "ratio", "power"]
             self._screen.table(heads, rows, words=2)
 
-    def _findings(self, findings: Sequence[Finding]) -> None:
-        for finding in findings[:_MOST_FINDINGS]:
-            self._screen.line(
-                f"  {finding.gate} gate, {finding.where}: {finding.message} (case {finding.case})", style="red"
-            )
-        if len(findings) > _MOST_FINDINGS:
-            self._screen.line(f"  and {len(findings) - _MOST_FINDINGS} more; --json FILE has them all", style="red")
+
+def show_findings(screen: Screen, findings: Sequence[Finding]) -> None:
+    """What failed, a line each."""
+    for finding in findings[:_MOST_FINDINGS]:
+        screen.line(f"  {finding.gate} gate, {finding.where}: {finding.message} (case {finding.case})", style="red")
+    if len(findings) > _MOST_FINDINGS:
+        screen.line(f"  and {len(findings) - _MOST_FINDINGS} more; --json FILE has them all", style="red")
+
+
+def show_artifact(screen: Screen, report: Report, folder: Path) -> None:
+    """Where it lies and what is in it."""
+    level = report.runtime.get("level")
+    names = ", ".join(sorted(name for name in os.listdir(folder) if not name.startswith(".")))
+    screen.line(f"artifact: {folder} ({names}{f'; runs at level {level}' if level else ''})")
 
 
 def _sites(record: PassRecord) -> Iterator[tuple[str, str, str]]:

@@ -11,6 +11,30 @@ from flowopt.report.verdict import Metrics, Outcome, Verdict
 
 def optimize_headline(report: Report, verdict: Verdict, model: str) -> str:
     """Outcome and number of rewrites; without any, the most frequent refusal."""
+    return (
+        f"{_outcome(report, verdict)}: {_rewrites(report, 'applied to')} {model} for {report.target}{_remarks(report)}"
+    )
+
+
+def sampler_headline(report: Report, verdict: Verdict, model: str) -> str:
+    """Outcome, and what became one file."""
+    assert report.loop is not None, "a sampler has a loop"
+    what = f"{counted(report.loop.evaluations, 'evaluation')} of {model} in one file for {report.target}"
+    return f"{_outcome(report, verdict)}: {report.loop.sampler}, {what}"
+
+
+def step_line(report: Report) -> str:
+    """What the passes did to the step that is repeated."""
+    done = [f"{p.name} {kept_rewrites(p)}" for p in _judged(report) if kept_rewrites(p)]
+    return f"{_rewrites(report, 'applied to')} its step{_remarks(report)}" + (f" ({', '.join(done)})" if done else "")
+
+
+def explain_headline(report: Report, model: str) -> str:
+    """The same for a run that only looks."""
+    return f"{_rewrites(report, 'possible in')} {model}{_remarks(report)}"
+
+
+def _outcome(report: Report, verdict: Verdict) -> str:
     outcome = report.outcome
     if outcome == "dry-run":
         outcome = "dry-run, nothing written"
@@ -18,12 +42,7 @@ def optimize_headline(report: Report, verdict: Verdict, model: str) -> str:
             outcome += f", program {verdict.outcome.value}"
     elif verdict.outcome in (Outcome.DIFFERENT, Outcome.INCONCLUSIVE):
         outcome += ", nothing written"
-    return f"{outcome}: {_rewrites(report, 'applied to')} {model} for {report.target}{_remarks(report)}"
-
-
-def explain_headline(report: Report, model: str) -> str:
-    """The same for a run that only looks."""
-    return f"{_rewrites(report, 'possible in')} {model}{_remarks(report)}"
+    return outcome
 
 
 def verify_headline(verdict: Verdict, reference: str, candidate: str) -> str:

@@ -1,11 +1,18 @@
 """The README's commands run as they stand, and what it says of the command line is so."""
 
+import re
 import shlex
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
+import torch
 
 from flowopt.cli.main import main
+from flowopt.ir.loop_spec import FORMS
+from flowopt.sampling.conventions import CONVENTIONS
+from flowopt.sampling.solvers.registry import SOLVERS
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
@@ -27,9 +34,30 @@ def factory():
 """
 
 
-def commands() -> list[str]:
-    """Lines of the section "Use it" that a user pastes, without their remarks."""
-    section = README.split("## Use it")[1].split("\n## ")[0]
+MY_NETWORK = """
+import torch
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.label, self.time = nn.Embedding(1001, 8), nn.Linear(1, 8)
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, x, t, label):
+        return self.last(torch.tanh(self.first(x) + self.label(label) + self.time(t[:, None] / 1000)))
+
+def factory():
+    torch.manual_seed(0)
+    inputs = {"x": torch.randn(2, 6), "t": torch.full((2,), 500.0), "label": torch.tensor([1, 2])}
+    free = {name: {0: "batch"} for name in inputs}
+    return {"module": Network().eval(), "kwargs": inputs, "dynamic": free, "dims": {"batch": (1, 64)}}
+"""
+
+
+def commands(title: str) -> list[str]:
+    """Lines of a section that a user pastes, without their remarks."""
+    section = README.split(f"## {title}")[1].split("\n## ")[0]
     lines = [line.split("#")[0].strip() for line in section.splitlines()]
     return [line for line in lines if line.startswith("flowopt ")]
 
@@ -39,16 +67,73 @@ def test_the_commands_of_the_readme_run(
 ) -> None:
     (tmp_path / "my_model.py").write_text(MY_MODEL)
     monkeypatch.chdir(tmp_path)
-    found = commands()
+    found = commands("Use it")
     assert len(found) >= 4
     for command in found:
         assert main(shlex.split(command)[1:]) == 0, (command, capsys.readouterr())
     assert (tmp_path / "out" / "model.onnx").exists()
 
 
+def test_the_commands_for_samplers_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_network.py").write_text(MY_NETWORK)
+    (tmp_path / "sampler.toml").write_text(block("toml"))
+    monkeypatch.chdir(tmp_path)
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained("pipeline/scheduler")
+    found = commands("Samplers")
+    assert len(found) == 3
+    for command, quicker in zip(found, ([], ["--dry-run"], ["--dry-run"]), strict=True):
+        assert main([*shlex.split(command)[1:], *quicker]) == 0, (command, capsys.readouterr())
+    assert (tmp_path / "sampler" / "model.onnx").exists()
+
+
+def test_the_lines_of_python_for_samplers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pooled_projection_dim=16,
+        pos_embed_max_size=8,
+    ).eval()
+    given = {"encoder_hidden_states": torch.randn(2, 5, 16), "pooled_projections": torch.randn(2, 16)}
+    noise = torch.randn(2, 4, 8, 8)
+    names: dict[str, Any] = {
+        "transformer": transformer,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "inputs": {"hidden_states": noise, "timestep": torch.full((2,), 500.0), **given},
+        "noise": noise,
+        "conditions": given | {f"unconditional_{name}": torch.zeros_like(value) for name, value in given.items()},
+    }
+    # The same lines with fewer steps.
+    exec(block("python").replace("28", "2"), names)
+    assert names["latents"].shape == noise.shape
+
+
+def test_the_tables_of_samplers_name_all_there_are() -> None:
+    section = README.split("## Samplers")[1].split("\n## ")[0]
+    for option, known in (("--solver", SOLVERS), ("--convention", CONVENTIONS), ("--form", FORMS)):
+        table = section.split(f"| `{option}` |")[1].split("\n\n")[0]
+        firsts = [row.split("|")[1] for row in table.splitlines()[2:]]
+        named = {word.split("[")[0] for first in firsts for word in re.findall(r"`([^`]+)`", first)}
+        assert named == set(known), option
+
+
+def block(language: str) -> str:
+    """The block of that language in the section "Samplers"."""
+    return README.split("## Samplers")[1].split(f"```{language}\n")[1].split("```")[0]
+
+
 def test_the_two_commands_are_targets_of_the_makefile() -> None:
     makefile = (Path(__file__).resolve().parents[1] / "Makefile").read_text()
-    block = README.split("## Try it")[1].split("```")[1]
-    wanted = [line.split()[1] for line in block.strip().splitlines()]
+    made = README.split("## Try it")[1].split("```")[1]
+    wanted = [line.split()[1] for line in made.strip().splitlines()]
     assert wanted == ["demo", "test"]
     assert all(f"\n{target}:" in makefile for target in wanted)

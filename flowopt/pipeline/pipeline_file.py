@@ -8,7 +8,6 @@ max_growth = 4194304
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Final, NoReturn, final
 
 from flowopt.errors import FlowoptError, UserError
 from flowopt.formats.printable import printable
+from flowopt.formats.toml_file import read_toml
 from flowopt.nearest import nearest
 from flowopt.pipeline.presets import PRESETS
 from flowopt.pipeline.registry import entries, pass_class
@@ -23,7 +23,6 @@ from flowopt.pipeline.text import ordered, parse_pass
 
 SUFFIX: Final = ".toml"
 
-_MOST_BYTES: Final = 1 << 16
 _KEYS: Final = ("preset", "passes", "skip", "options")
 _EXAMPLE: Final = 'preset = "exact"'
 # The text form separates with these, so a text that has them could not be repeated from a report.
@@ -51,7 +50,7 @@ def parse_pipeline_file(path: Path, *, skip: Iterable[str] = ()) -> list[Any]:
     Raises:
         UserError: no such file, not TOML, or anything in it that is not as above; it names the file and the key.
     """
-    file = _File(path, _content(path))
+    file = _File(path, read_toml(path, "pipeline", _EXAMPLE, why="a name that ends in .toml is a file"))
     names = file.pass_names()
     left_out = file.names("skip")
     options = file.options(present=ordered(names), skipped=left_out)
@@ -147,36 +146,6 @@ class _File:
         if isinstance(value, str) and (value != value.strip() or any(char in value for char in _SEPARATORS)):
             self.refuse(key, f"{_quoted(value)} has blanks around it, a comma or a colon", "choose another text")
         return value
-
-
-def _content(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UserError(
-            f"no pipeline file {path}",
-            why="a name that ends in .toml is a file",
-            hint=f"check the path; a file with the line {_EXAMPLE} is enough",
-        )
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", hint="check its permissions: ls -l") from error
-    if len(raw) > _MOST_BYTES:
-        raise UserError(
-            f"{path} has more than {_MOST_BYTES:,} bytes", hint="a pipeline has a few lines: check the path"
-        )
-    try:
-        return tomllib.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not TOML: byte {error.start:,} is not UTF-8", hint="save it as UTF-8 text"
-        ) from error
-    # ValueError: also of a number with thousands of digits. RecursionError: of thousands of brackets.
-    except (ValueError, RecursionError) as error:
-        *before, last = raw.decode("utf-8").split("\n")
-        end = f"at line {len(before) + 1}, column {len(last) + 1}, the end"
-        problem = printable(str(error).replace("at end of document", end), 200)
-        raise UserError(f"{path} is not TOML: {problem}", hint=f"such as {_EXAMPLE}") from error
 
 
 def _with_options(path: Path, name: str, made: Any, options: Mapping[str, Any]) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowopt.errors import UserError
 from flowopt.ir.loop_spec import FORMS, Form, LoopSpec
+from flowopt.nearest import nearest
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.program.sampler_program import SamplerProgram
@@ -23,6 +24,8 @@ from flowopt.sampling.step import SCALE_INPUT, Step, coefficients, noise_names, 
 from flowopt.sampling.time_tables import tabulate
 
 _Axes = dict[int, str]
+# A batch of one size is not free.
+_LEAST_FREE = 2
 
 
 def fold(
@@ -124,7 +127,10 @@ def _require_names(roles: Roles, guidance: ClassifierFree | None) -> None:
     unknown = sorted((guidance.unconditional.keys() if guidance is not None else set()) - set(roles.conditions))
     if unknown:
         raise UserError(
-            f"guidance without {', '.join(unknown)}, but the network's conditions are {list(roles.conditions)}"
+            f"guidance without {', '.join(unknown)}, but the network's conditions are {list(roles.conditions)}",
+            hint=nearest(unknown[0], roles.conditions, otherwise="its conditions:")
+            if roles.conditions
+            else "leave guidance out for a network without conditions",
         )
 
 
@@ -138,6 +144,12 @@ def _doubled(program: Program, roles: Roles, guidance: ClassifierFree | None) ->
             f"guidance runs the network on a batch of twice the size, and it was captured for {batch} samples alone",
             hint=f"capture it with a free batch: dynamic={{{roles.sample!r}: {{0: 'batch'}}, ...}}",
         )
+    limit = next(d.maximum for d in program.dims if d.name == batch)
+    if limit is not None and limit < 2 * _LEAST_FREE:
+        raise UserError(
+            f"guidance runs the network on a batch of twice the size, and it was captured for at most {limit} samples",
+            hint=f"capture it for more: dims={{{batch!r}: (1, 16)}}",
+        )
     read = read_inputs(program, roles.prediction)
     found = tuple(name for name in roles.conditions if name in read and program.shape(name)[:1] == (batch,))
     if not found or guidance.unconditional.keys() - set(found):
@@ -147,7 +159,7 @@ def _doubled(program: Program, roles: Roles, guidance: ClassifierFree | None) ->
             hint="leave guidance out for a network without conditions",
         )
     for name, value in guidance.unconditional.items():
-        dtype = program.example[name].dtype
+        dtype = next(i.dtype for i in program.inputs if i.name == name)
         # Filling would cut it off: another label, whose guidance looks like any other.
         if not dtype.is_floating_point and not float(value).is_integer():
             raise UserError(
@@ -167,8 +179,8 @@ class _Parts:
 
     def sample(self) -> tuple[Tensor, _Axes]:
         """An example of the state, and its free axes."""
-        example = self._program.example[self._roles.sample].to(self._state_dtype)
-        return torch.zeros_like(example), self._axes(self._roles.sample)
+        example = self._example(self._roles.sample)
+        return torch.zeros_like(example, dtype=self._state_dtype), self._axes(self._roles.sample)
 
     def several(self, count: int) -> tuple[Tensor, _Axes]:
         """An example of so many samples."""
@@ -177,7 +189,7 @@ class _Parts:
 
     def condition(self, name: str, *, twice: bool = False) -> tuple[Tensor, _Axes]:
         """An example of a condition; [2, *shape], for both halves of a guided batch, if ``twice``."""
-        example, axes = self._program.example[name], self._axes(name)
+        example, axes = self._example(name), self._axes(name)
         if twice:
             return torch.stack([example, example]), {axis + 1: size for axis, size in axes.items()}
         return example, axes
@@ -191,6 +203,18 @@ class _Parts:
         source = f"{name} of {self._program.provenance.source}"
         return dataclasses.replace(found, provenance=dataclasses.replace(self._program.provenance, source=source))
 
+    def _example(self, name: str) -> Tensor:
+        """The input as it was captured, at sizes that half a batch may have; zeros where a file brought none."""
+        spec = next(one for one in self._program.interface.inputs if one.name == name)
+        allowed = self._ranges()
+        traced = {d.name: min(d.traced, allowed[d.name][1] or d.traced) for d in self._program.dims}
+        self._axes(name)
+        shape = tuple(size if isinstance(size, int) else traced[size] for size in spec.shape)
+        known = self._program.example.get(name)
+        if known is None:
+            return torch.zeros(shape, dtype=spec.dtype)
+        return known[tuple(slice(size) for size in shape)]
+
     def _axes(self, name: str) -> _Axes:
         known = {d.name for d in self._program.dims}
         shape = self._program.shape(name)
@@ -202,11 +226,13 @@ class _Parts:
         return {axis: size for axis, size in enumerate(shape) if isinstance(size, str)}
 
     def _dims(self, dynamic: Mapping[str, _Axes]) -> dict[str, tuple[int, int | None]]:
+        used = {name for axes in dynamic.values() for name in axes.values()}
+        return {name: sizes for name, sizes in self._ranges().items() if name in used}
+
+    def _ranges(self) -> dict[str, tuple[int, int | None]]:
+        """Of the sampler's dimensions: a guided batch is half of the network's."""
         found: dict[str, tuple[int, int | None]] = {}
         for d in self._program.dims:
-            is_batch = self._batch == (d.name,)
-            least = -(-d.minimum // self._half) if is_batch else d.minimum
-            most = d.maximum // self._half if is_batch and d.maximum is not None else d.maximum
-            found[d.name] = (least, most)
-        used = {name for axes in dynamic.values() for name in axes.values()}
-        return {name: sizes for name, sizes in found.items() if name in used}
+            half = self._half if self._batch == (d.name,) else 1
+            found[d.name] = (-(-d.minimum // half), d.maximum // half if d.maximum is not None else None)
+        return found

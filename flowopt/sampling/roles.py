@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 from torch import Tensor
 
@@ -77,6 +77,21 @@ def roles_of(
     return Roles(named_sample, named_times, conditions, output, _is_doubled(program, named_sample, output))
 
 
+def ordered_roles(
+    program: Program, count: int, order: Literal["sample-first", "time-first"], *, prediction: str | None = None
+) -> Roles:
+    """The roles of inputs whose names say nothing, by their order; what has been found is checked as it is there.
+
+    Raises:
+        UserError: as ``roles_of``.
+    """
+    names = [i.name for i in program.inputs]
+    sample, times = (names[:1], names[1 : 1 + count]) if order == "sample-first" else (names[count:][:1], names[:count])
+    if not sample:
+        raise _refusal(program, f"the sampler gives the network a sample and {count} time(s)")
+    return roles_of(program, count, sample=sample[0], times=times, prediction=prediction)
+
+
 def read_inputs(program: Program, prediction: str) -> frozenset[str]:
     """Names of the inputs on which the prediction depends."""
     labels = binding_times(program.graph)
@@ -97,6 +112,12 @@ def _times(program: Program, count: int, sample: str | None) -> tuple[str, ...]:
     for candidates in (flat, floating):
         if len(candidates) == count:
             return tuple(candidates)
+    if len(flat) < count:
+        raise _refusal(
+            program,
+            f"the sampler gives the network {count} time(s), and it takes {', '.join(flat) or 'none'}",
+            hint="choose a sampler for such networks: that of an average velocity gives two times, the others one",
+        )
     raise _refusal(program, f"which {count} of the inputs the time(s) are cannot be told")
 
 
@@ -150,6 +171,6 @@ def _require_input(program: Program, name: str) -> None:
         raise _refusal(program, f"no input {name!r}")
 
 
-def _refusal(program: Program, message: str) -> UserError:
+def _refusal(program: Program, message: str, *, hint: str = "say which: sample='x', times=('t',)") -> UserError:
     specs = "\n".join(str(spec) for spec in program.interface.inputs)
-    return UserError(message, why=f"the network takes\n{specs}", hint="say which: sample='x', times=('t',)")
+    return UserError(message, why=f"the network takes\n{specs}", hint=hint)

@@ -30,7 +30,7 @@ def test_prints_the_version() -> None:
 def test_help_names_every_command() -> None:
     ran = flowopt("--help")
     assert ran.code == 0
-    for command in ("optimize", "explain", "verify", "bench", "inspect", "passes"):
+    for command in ("optimize", "sampler", "explain", "verify", "bench", "inspect", "passes"):
         assert re.search(rf"^  {command} ", ran.out, re.MULTILINE)
 
 

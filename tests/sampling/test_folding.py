@@ -1,5 +1,7 @@
 """Folded samplers against loops written by hand around the network itself."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -289,3 +291,29 @@ def test_one_time_for_the_whole_batch(shape: tuple[int, ...], steps: int) -> Non
     folded, x = fold(program, euler(steps)), noise(3)
     plain = PlainLoop(program.raised_copy(), roles_of(program, 1), euler(steps), None, Epilogue())
     assert relative(folded.raised_copy().run_named({"noise": x.double()})["sample"], plain.run({"noise": x})) < FLOAT64
+
+
+def test_a_network_out_of_a_file_brings_no_example() -> None:
+    program = dataclasses.replace(captured(Labelled()), example={})
+    folded = fold(program, euler(2), guidance=ClassifierFree(2.0))
+    assert folded.prologue.example["noise"].shape == (3, CHANNELS, SIZE, SIZE)
+    assert folded.prologue.example["label"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("most", "batch"), [(4, 2), (5, 2), (16, 3)])
+def test_a_guided_example_fits_half_of_the_networks_batch(most: int, batch: int) -> None:
+    folded = fold(limited(most), euler(2), guidance=ClassifierFree(2.0))
+    assert folded.prologue.example["noise"].shape[0] == batch
+    assert folded.interface.dims["batch"] == (1, most // 2)
+
+
+def test_guidance_of_a_network_for_few_samples_is_refused() -> None:
+    with pytest.raises(UserError, match="captured for at most 3 samples"):
+        fold(limited(3), euler(2), guidance=ClassifierFree(2.0))
+
+
+def limited(most: int) -> Program:
+    module = Labelled().eval()
+    inputs = {"x": torch.randn(3, CHANNELS, SIZE, SIZE), "t": torch.full((3,), 0.5), "label": torch.zeros(3).long()}
+    dynamic = {name: {0: "batch"} for name in inputs}
+    return capture(module, (), inputs, dynamic=dynamic, dims={"batch": (1, most)})
