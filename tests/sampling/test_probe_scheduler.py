@@ -3,7 +3,7 @@
 import numpy
 import pytest
 
-from flowopt.sampling import SamplerSpec, realize
+from flowopt.sampling import SamplerSpec, probe_scheduler, realize
 from tests.goals.schedulers import ROUNDED, error_of
 from tests.sampling.schedulers import (
     CASES,
@@ -116,3 +116,10 @@ def test_whole_timesteps_stay_exact() -> None:
 def test_what_the_library_multiplies_by_zero_is_zero() -> None:
     spec: SamplerSpec = probed(CASES["flow-match-euler"], 4)
     assert numpy.count_nonzero(spec.table[:, 1:]) == 4 * 5 // 2
+
+
+def test_a_pipeline_that_divides_its_timesteps_says_so() -> None:
+    plain = probe_scheduler(CASES["flow-match-euler"].make(), 4)
+    divided = probe_scheduler(CASES["flow-match-euler"].make(), 4, time_scale=0.001)
+    assert [t for (t,) in divided.times] == pytest.approx([t / 1000 for (t,) in plain.times])
+    assert numpy.array_equal(divided.table, plain.table)

@@ -28,6 +28,7 @@ def probe_scheduler(
     sigmas: Sequence[float] | None = None,
     timesteps: Sequence[float] | None = None,
     mu: float | None = None,
+    time_scale: float = 1.0,
     **options: object,
 ) -> SamplerSpec:
     """Which numbers a scheduler of diffusers, or one with the same methods, multiplies with what.
@@ -46,6 +47,8 @@ def probe_scheduler(
         sigmas: instead of a number of steps, as some pipelines give them.
         timesteps: likewise.
         mu: the shift for the image's size, where the scheduler has ``use_dynamic_shifting``.
+        time_scale: the network is told so many times the scheduler's timestep: 0.001 for FLUX, whose pipeline divides
+            by 1000.
         options: further arguments of the scheduler's ``set_timesteps`` and ``step``, such as ``eta=1.0``.
 
     Raises:
@@ -60,7 +63,7 @@ def probe_scheduler(
     named = {"sigmas": sigmas, "timesteps": timesteps, "mu": mu}
     given = {key: value for key, value in named.items() if value is not None}
     ready = begun(scheduler, steps, {**given, **options})
-    times = tuple((float(t),) for t in ready.scheduler.timesteps)
+    times = tuple((float(t) * time_scale,) for t in ready.scheduler.timesteps)
     if not times:
         raise UserError(f"{name} has no timesteps for steps={steps}", hint="ask for 1 step or more")
     weights, tried, table = _read(ready)
