@@ -92,9 +92,19 @@ class WithVariance(Timed):
 
 
 def captured(module: nn.Module, batch: int = 3, *, dtype: torch.dtype = DTYPE, seed: int = 5) -> Program:
-    """The network with random parameters, its batch free (and the text's length)."""
+    """The network with random parameters, its batch free (and the text's length); traced once per kind."""
     randomise(module, seed)
     module.to(dtype).eval()
+    key = (type(module), batch, dtype, seed)
+    if key not in _CAPTURED:
+        _CAPTURED[key] = _captured(module, batch, dtype)
+    return _CAPTURED[key].copy()
+
+
+_CAPTURED: dict[tuple[type[nn.Module], int, torch.dtype, int], Program] = {}
+
+
+def _captured(module: nn.Module, batch: int, dtype: torch.dtype) -> Program:
     x = torch.randn(batch, CHANNELS, SIZE, SIZE, dtype=dtype)
     t = torch.full((batch,), 0.5, dtype=dtype)
     inputs: dict[str, Any] = {"x": x, "t": t}

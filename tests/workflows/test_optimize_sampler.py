@@ -49,10 +49,8 @@ def test_the_report_tells_of_the_loop(tmp_path: Path) -> None:
     assert result.report.loop.cases[0].step_error < 1e-6
 
 
-@pytest.mark.parametrize(
-    "form",
-    ["loop", *(pytest.param(f, marks=pytest.mark.slow) for f in ("scan", "function", "copies"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["scan", "loop", "function", "copies"])
 def test_every_form_is_verified(form: Form, tmp_path: Path) -> None:
     guidance = ClassifierFree(3.0, {"label": 9})
     result = flowopt.optimize_sampler(
@@ -67,6 +65,7 @@ def test_every_form_is_verified(form: Form, tmp_path: Path) -> None:
     assert result.report.loop.form == form
 
 
+@pytest.mark.slow
 def test_a_torch_archive_with_a_scale_as_an_input(tmp_path: Path) -> None:
     guidance = ClassifierFree(None, {"label": 9})
     result = flowopt.optimize_sampler(
@@ -109,6 +108,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_without_verification_nothing_is_compared(tmp_path: Path) -> None:
     result = flowopt.optimize_sampler(captured(Timed()), euler(3), folder=tmp_path / "out", verify="off")
     assert result.report.outcome == "not-verified"
@@ -122,6 +122,7 @@ def test_two_times_for_a_network_of_one_are_refused() -> None:
         flowopt.optimize_sampler(captured(Timed()), averaged(3))
 
 
+@pytest.mark.slow
 def test_a_sampler_by_name(tmp_path: Path) -> None:
     spec = make_sampler("heun", 4, "shift:3", "diffusers-flow")
     result = flowopt.optimize_sampler(captured(Timed()), spec, folder=tmp_path / "out")
