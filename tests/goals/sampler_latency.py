@@ -1,6 +1,7 @@
 """The row of latency: a folded file against a session per step, and against the loop in torch.
 
-All run in processes of their own, as in the bench: alternated bursts, one batch of one sample, two threads at most.
+All run in processes of their own, as in the bench: alternated bursts, one batch of one sample, a thread per processor.
+The loop in torch runs on one thread too, and both ratios count.
 """
 
 import os
@@ -34,11 +35,12 @@ from tests.sampling.networks import relative
 
 STEPS = (4, 20, 50)
 OF_SESSIONS, OF_EAGER = 1.05, 1.0
-_PLAN = Plan(burst=0.2, fewest=12, most=100, width=0.03, budget=25.0)
+_PLAN = Plan(burst=0.2, fewest=12, most=100, width=0.03, budget=20.0)
 # Float32 against float32, the network in torch and in ONNX Runtime.
 _SAME = 1e-4
 # What the factories below are told.
 _STEPS, _NETWORK, _THREADS = "FLOWOPT_GOALS_STEPS", "FLOWOPT_GOALS_NETWORK", "FLOWOPT_GOALS_THREADS"
+_EAGER = {"eager": "eager", "eager on one thread": "eager_single"}
 _AXES = {"noise": {0: "batch"}, "label": {0: "batch"}}
 
 
@@ -57,7 +59,7 @@ class Latency:
         """The upper ends of both intervals count."""
         return (
             self.ratios["sessions"].high <= OF_SESSIONS
-            and self.ratios["eager"].high < OF_EAGER
+            and all(self.ratios[name].high < OF_EAGER for name in _EAGER)
             and self.difference < _SAME
         )
 
@@ -119,6 +121,12 @@ def eager() -> dict[str, Any]:
     return _made(EagerLoop(int(os.environ[_STEPS])))
 
 
+def eager_single() -> dict[str, Any]:
+    """The same on one thread: with operators as small as these, more can take longer."""
+    torch.set_num_threads(1)
+    return eager()
+
+
 def sessions() -> dict[str, Any]:
     """Factory of the session per step."""
     model = Path(os.environ[_NETWORK]) / "model.onnx"
@@ -147,13 +155,14 @@ def measure() -> Measured:
         for steps in STEPS:
             found = latency(program, steps, network, Path(folder))
             is_met &= found.is_met
-            of_sessions, of_eager = (_shown(found.ratios[name]) for name in ("sessions", "eager"))
-            lines.append(f"{steps} steps, {found.taken}: {of_sessions} of sessions, {of_eager} of eager")
+            ratios = ", ".join(f"{_shown(one)} of {name}" for name, one in found.ratios.items())
+            lines.append(f"{steps} steps, {found.taken}: {ratios}")
             times = ", ".join(f"{name} {one.median * 1e3:.2f} ms" for name, one in found.times.items())
             lines.append(f"    {times}; they differ by {found.difference:.1e}")
             for form, (model, weights, seconds) in found.files.items():
                 lines.append(f"    {form}: {model / 1e3:.0f} kB and {weights / 1e6:.2f} MB, loads in {seconds:.2f} s")
-            shown.append(f"{found.ratios['sessions'].value:.2f}/{found.ratios['eager'].value:.2f}")
+            of_eager = max(found.ratios[name].value for name in _EAGER)
+            shown.append(f"{found.ratios['sessions'].value:.2f}/{of_eager:.2f}")
     return Measured(f"{', '.join(shown)} of sessions/eager at {', '.join(map(str, STEPS))} steps", is_met, tuple(lines))
 
 
@@ -173,8 +182,9 @@ def latency(program: flowopt.Program, steps: int, network: Path, folder: Path) -
     contenders = (
         Contender("folded", "artifact", str(taken.folder)),
         Contender("sessions", "eager", "tests.goals.sampler_latency:sessions"),
-        Contender("eager", "eager", "tests.goals.sampler_latency:eager"),
+        *(Contender(name, "eager", f"tests.goals.sampler_latency:{factory}") for name, factory in _EAGER.items()),
     )
+    others = [one.name for one in contenders[1:]]
     given = inputs()
     save_file(given, folder / "inputs.safetensors")
     lost: dict[str, str] = {}
@@ -186,11 +196,11 @@ def latency(program: flowopt.Program, steps: int, network: Path, folder: Path) -
         for worker in workers.values():
             worker.wait_ready()
         samples = [load_file(worker.outputs)["0"] for worker in workers.values()]
-        bursts = until_sure(workers, "folded", ["sessions", "eager"], _PLAN, lost)
+        bursts = until_sure(workers, "folded", others, _PLAN, lost)
     assert not lost, f"{lost}"
     return Latency(
         times={name: timing(found) for name, found in bursts.items()},
-        ratios={name: ratio(bursts["folded"], bursts[name]) for name in ("sessions", "eager")},
+        ratios={name: ratio(bursts["folded"], bursts[name]) for name in others},
         files=files,
         taken=str(taken.lowered.form),
         difference=max(relative(sample, samples[-1]) for sample in samples),

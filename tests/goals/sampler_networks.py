@@ -191,9 +191,10 @@ def measure() -> Measured:
             short += [f"{name}, {steps} steps: {excess}"] if excess else []
             worst = worst if is_rounded else max(worst, found.step)
             lines += lines_of(name, steps, found)
+            lines += ["    at float32's limit: bounded by twice the library against itself"] if is_rounded else []
     short += require_library()
     count = len(CASES) * len(STEPS)
-    value = f"{count - len(short)} of {count}; steps {worst:.1e}, but {len(ROUNDED)} named"
+    value = f"{count - len(short)} of {count}, {len(ROUNDED)} at float32's limit; other steps {worst:.1e}"
     return Measured(value, not short, (*short, *lines))
 
 
