@@ -6,7 +6,7 @@ from tests.goals.row import Row
 ROWS = (
     Row(
         "sampler.networks",
-        f"within {sampler_networks.GOAL:.0e} a step, times kappa in the end",
+        f"within {sampler_networks.GOAL:.0e} a step, times kappa (1 or more) in the end",
         sampler_networks.measure,
         is_long=True,
     ),
