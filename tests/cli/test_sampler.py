@@ -107,6 +107,7 @@ def test_a_scheduler_of_diffusers_is_folded_as_its_own_loop_steps() -> None:
     assert relative(found, plain.run(inputs)) < 1e-5
 
 
+@pytest.mark.slow
 def test_no_verification_is_said_last() -> None:
     ran = flowopt("sampler", model("timed"), "--solver", "euler", "--steps", "2", "--convention", "sit", *LOOK[1:])
     assert (ran.code, ran.err) == (0, "")
@@ -223,6 +224,7 @@ def test_roles_come_by_name_by_the_order_of_the_convention_or_as_said(
 
 
 @without_gpu
+@pytest.mark.slow
 def test_cuda_without_a_gpu_is_said_last_and_exit_3_where_the_device_is_required() -> None:
     euler = ("--solver", "euler", "--steps", "1", "--convention", "flowturbo", "--target", "cuda", "--require-device")
     ran = flowopt("sampler", model("timed"), *euler, *QUICK)

@@ -23,6 +23,7 @@ from tests.goals import (
     norms,
     orders,
     parametrizations,
+    samplers,
     schedulers,
     spine,
     verification,
@@ -40,6 +41,7 @@ ROWS = (
     *norms.ROWS,
     *orders.ROWS,
     *schedulers.ROWS,
+    *samplers.ROWS,
     *bench.ROWS,
 )
 _ROOT = Path(__file__).resolve().parents[2]

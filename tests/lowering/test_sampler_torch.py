@@ -66,6 +66,7 @@ def test_the_archive_runs_like_the_sampler(tmp_path: Path, name: str) -> None:
         require_equal(artifact.run(**feed), program.run(**feed))
 
 
+@pytest.mark.slow
 def test_an_archive_opens_without_trust_and_refuses_a_wrong_shape(tmp_path: Path) -> None:
     program = mlp(7)
     artifact = Artifact.open(build(program, tmp_path / "a"))

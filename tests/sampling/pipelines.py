@@ -1,5 +1,7 @@
 """Networks of diffusers as their pipelines run them, guided: the library's own loop, and what it did at every step."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +21,7 @@ NO_LABEL = 10
 _DIT = ClassifierFree(4.0, unconditional={"label": float(NO_LABEL)}, order="conditional-first")
 # FluxPipeline divides the scheduler's times by it; the network multiplies them again.
 _FLUX_TIMES = 1000
+STEPS_OF_SIZE = 4
 _MULTISTEP = diffusers.DPMSolverMultistepScheduler
 
 
@@ -128,14 +131,45 @@ class Singly(nn.Module):
         return torch.cat([self.network(**{name: value[i : i + 1] for name, value in inputs.items()}) for i in rows])
 
 
+@final
+class OfNoisesSize(nn.Module):
+    """A network whose predictions are smaller by a factor."""
+
+    def __init__(self, network: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.network = network
+        self.factor = factor
+        # torch.export names inputs after the signature.
+        self.forward = self._of(network.forward)
+
+    def _of(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(forward)
+        def scaled(*args: Tensor, **kwargs: Tensor) -> Tensor:
+            return forward(*args, **kwargs) * self.factor
+
+        return scaled
+
+
 def captured(model: ZooModel) -> Program:
     """The network, its batch free."""
     return flowopt.capture(model.module, (), model.kwargs, dynamic=model.dynamic, dims=model.dims)
 
 
+@torch.no_grad()
 def model_of(case: Case) -> ZooModel:
-    """A tiny network with random weights."""
-    return DIFFUSION[case.model]()
+    """A tiny network with random weights, whose guided predictions are of the noise's size like those of trained ones.
+
+    As they come, random networks say ten times as much, and unrelated conditions times the guidance make the sample
+    grow by hundreds, so that all steps but the first would be compared with what is larger than they are.
+    """
+    model = DIFFUSION[case.model]()
+    inputs = inputs_of(model)
+    scheduler = case.scheduler()
+    scheduler.set_timesteps(STEPS_OF_SIZE)
+    guided = case.predict(case, model.module, inputs["noise"], scheduler.timesteps[0], inputs)
+    return dataclasses.replace(
+        model, module=OfNoisesSize(model.module, 1.0 / float(guided.square().mean().sqrt())).eval()
+    )
 
 
 def inputs_of(model: ZooModel, batch: int = 2, seed: int = 3) -> dict[str, Tensor]:

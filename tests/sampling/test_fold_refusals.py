@@ -47,7 +47,7 @@ def test_one_time_for_a_network_of_two() -> None:
 
 def test_two_times_for_a_network_of_one() -> None:
     message = refusal(captured(Timed()), averaged(2))
-    assert "which 2 of the inputs the time(s) are cannot be told" in message
+    assert "gives the network 2 time(s), and it takes t" in message
     assert "x: float32[batch, 4, 6, 6]" in message
 
 

@@ -281,8 +281,7 @@ class OneTime(Timed):
         return super().forward(x, t.reshape(-1)[:1].expand(x.shape[0]))
 
 
-@pytest.mark.parametrize("shape", [(), (1,)])
-@pytest.mark.parametrize("steps", [3, 600])
+@pytest.mark.parametrize(("shape", "steps"), [((), 3), ((1,), 600)])
 def test_one_time_for_the_whole_batch(shape: tuple[int, ...], steps: int) -> None:
     module = OneTime()
     randomise(module, 5)

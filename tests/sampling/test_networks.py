@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowopt.sampling import fold
-from tests.goals.sampler_networks import ROUNDED, excess_of, folded_of, measured
+from tests.goals.sampler_networks import folded_of, measured
 from tests.lowering.build_sampler import build_sampler
 from tests.lowering.test_sampler_forms import FORMS
 from tests.sampling.forced import forced_steps, library_against_itself
@@ -17,6 +17,7 @@ from tests.sampling.pipelines import CASES, captured, inputs_of, library_run, mo
 STEP, END = 1e-6, 1e-6
 
 
+@pytest.mark.slow
 def test_a_guided_dit_is_the_pipelines_loop_step_by_step_and_as_a_file(tmp_path: Path) -> None:
     case, steps = CASES["dit, DDIM"], 4
     model = model_of(case)
@@ -44,4 +45,6 @@ def test_a_network_of_diffusers_is_its_pipelines_loop_in_every_form(name: str) -
     program = captured(model)
     found = measured(case, model.module, program, folded_of(case, program, steps), steps)
     assert list(found.ends) == list(FORMS)
-    assert not excess_of(found, is_rounded=(name, steps) in ROUNDED)
+    # As far as the library's own numbers move when its network runs for each sample by itself.
+    assert found.step < max(STEP, 2 * max(found.itself))
+    assert max(found.end, found.between) < max(END * max(found.kappa, 1.0), 2 * found.itself_end)

@@ -118,7 +118,7 @@ def test_without_verification_nothing_is_compared(tmp_path: Path) -> None:
 
 
 def test_two_times_for_a_network_of_one_are_refused() -> None:
-    with pytest.raises(UserError, match="2 of the inputs the time"):
+    with pytest.raises(UserError, match="gives the network 2 time"):
         flowopt.optimize_sampler(captured(Timed()), averaged(3))
 
 
@@ -131,6 +131,7 @@ def test_a_sampler_by_name(tmp_path: Path) -> None:
     assert result.report.loop.evaluations == 7
 
 
+@pytest.mark.slow
 def test_an_artifact_says_that_it_is_a_sampler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flowopt.optimize_sampler(captured(Timed()), heun(2), form="loop", folder=tmp_path / "out")
     assert main(["inspect", str(tmp_path / "out")]) == 0
