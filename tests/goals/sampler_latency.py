@@ -35,7 +35,7 @@ from tests.sampling.networks import relative
 
 STEPS = (4, 20, 50)
 OF_SESSIONS, OF_EAGER = 1.05, 1.0
-_PLAN = Plan(burst=0.2, fewest=12, most=100, width=0.03, budget=20.0)
+_PLAN = Plan(burst=0.2, fewest=12, most=300, width=0.03, budget=60.0)
 # Float32 against float32, the network in torch and in ONNX Runtime.
 _SAME = 1e-4
 # What the factories below are told.
