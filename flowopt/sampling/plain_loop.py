@@ -64,8 +64,9 @@ class PlainLoop:
         scale = inputs[SCALE_INPUT] if scales is None else scales[number]
         start = without if guidance.difference == "from-unconditional" else given
         moved = start + (given - without) * scale
-        kept = sample.shape[1] if guidance.channels is None else guidance.channels
-        return torch.cat([moved[:, :kept], given[:, kept:]], dim=1)
+        if guidance.channels is None:
+            return moved
+        return torch.cat([moved[:, : guidance.channels], given[:, guidance.channels :]], dim=1)
 
     def _network(self, sample: Tensor, number: int, conditions: Mapping[str, Tensor]) -> Tensor:
         dtypes = {i.name: i.dtype for i in self.program.inputs}

@@ -91,7 +91,12 @@ class _Search:
     def cost(self, chosen: set[fx.Node]) -> int:
         """Bytes of the tables, and of the stored tensors that the rest still reads."""
         tables = sum(self._steps * _row_bytes(n) for n in self.boundary(chosen))
-        stored = {str(n.target) for n in self._order if n.op == "get_attr" and any(u not in chosen for u in n.users)}
+        # A weight may be read through a transpose or a cast, which depends on no time.
+        needed: set[fx.Node] = set()
+        for node in reversed(self._order):
+            if node not in chosen and (node.op == "output" or any(user in needed for user in node.users)):
+                needed.add(node)
+        stored = {str(n.target) for n in needed if n.op == "get_attr"}
         return tables + sum(t.numel() * t.element_size() for t in (self._tensors[name] for name in stored))
 
 

@@ -105,8 +105,9 @@ def _at(times: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
 
 
 def _sizes(program: Program, more: int) -> dict[str, int]:
-    """The smallest size of every free dimension, or ``more`` above where that is allowed."""
-    return {d.name: min(d.minimum + more, d.maximum or d.minimum + more) for d in program.dims}
+    """The smallest size of every free dimension, or above it, each by another amount: ratios and differences show."""
+    sizes = {d.name: d.minimum + more * (k + 1) for k, d in enumerate(program.dims)}
+    return {d.name: sizes[d.name] if d.maximum is None else min(sizes[d.name], d.maximum) for d in program.dims}
 
 
 def _free_axes(node: fx.Node) -> list[int]:

@@ -19,21 +19,23 @@ _SCALE = 2.5
 
 
 def loop_cases(program: Program, roles: Roles, folded: SamplerProgram, *, level: Level, seed: int) -> tuple[Case, ...]:
-    """Unit noise with random conditions: at captured sizes and at the smallest; level ``full`` adds prime sizes."""
+    """Unit noise, random conditions: at captured sizes, at the smallest, and at distinct primes where it matters."""
     dims = folded.prologue.dims
     sizes = {
         "traced": {d.name: d.traced for d in dims},
         "smallest": {d.name: d.minimum for d in dims},
     }
-    if level == "full":
+    # Sizes that are equal everywhere hide what depends on two of them.
+    if level == "full" or len(dims) > 1:
         sizes["prime"] = primes(dims)
     return tuple(_case(program, roles, folded, name, one, seed) for name, one in sizes.items())
 
 
 def _case(program: Program, roles: Roles, folded: SamplerProgram, name: str, sizes: dict[str, int], seed: int) -> Case:
-    given = case_of(program, name, sizes, regimes.normal, seed).inputs
+    known = {d.name: d.traced for d in program.dims} | sizes
+    given = case_of(program, name, known, regimes.normal, seed).inputs
     # Whatever stands for "no condition", it is another one.
-    other = case_of(program, name, sizes, regimes.normal, seed + 1).inputs
+    other = case_of(program, name, known, regimes.normal, seed + 1).inputs
     conditions = {n: given[n] for n in roles.conditions} | {UNCONDITIONAL + n: other[n] for n in roles.conditions}
     generator = Generator().manual_seed(seed)
     inputs: dict[str, Tensor] = {}

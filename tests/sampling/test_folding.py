@@ -24,6 +24,7 @@ from tests.sampling.networks import (
     WithVariance,
     by_hand,
     captured,
+    embedded,
     relative,
     times_of,
 )
@@ -316,3 +317,28 @@ def limited(most: int) -> Program:
     inputs = {"x": torch.randn(3, CHANNELS, SIZE, SIZE), "t": torch.full((3,), 0.5), "label": torch.zeros(3).long()}
     dynamic = {name: {0: "batch"} for name in inputs}
     return capture(module, (), inputs, dynamic=dynamic, dims={"batch": (1, most)})
+
+
+class Sized(Timed):
+    """What depends on the time depends on the picture's shape too; and a weight is read through a transpose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turned = nn.Parameter(torch.zeros(CHANNELS, 8))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        scale = embedded(t, 8) @ self.turned.t()
+        return super().forward(x, t) * scale[:, :, None, None] + t[:, None, None, None] * (x.shape[2] / x.shape[3])
+
+
+def test_a_value_of_the_time_and_of_two_sizes_is_no_table() -> None:
+    module = Sized()
+    randomise(module, 5)
+    example = (torch.zeros(2, CHANNELS, SIZE, SIZE), torch.full((2,), 0.5))
+    free = {"x": {0: "batch", 2: "height", 3: "width"}, "t": {0: "batch"}}
+    folded = fold(capture(module.eval(), example, dynamic=free), euler(3))
+    assert not any("turned" in name for name in folded.step.tensors)
+    x = torch.randn(2, CHANNELS, 4, 7)
+    found = folded.run(x)
+    assert isinstance(found, Tensor)
+    assert relative(found, expected(module, euler(3), x)) < FLOAT32
