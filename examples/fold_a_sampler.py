@@ -85,7 +85,7 @@ def fold(program: flowopt.Program, by_hand: Loop, solver: str, steps: int, judge
     assert isinstance(samples, Tensor), "a sampler returns one tensor"
     write_grid(folder / f"{name}.png", samples, label)
     size = sum(path.stat().st_size for path in artifact.folder.iterdir() if path.name != "report.json")
-    error = max(case.library_error or 0.0 for case in loop.cases)
+    error = max(case.reference_error or 0.0 for case in loop.cases)
     outcome = verdict.outcome.value
     found = (loop.evaluations, loop.form, size // 1000, outcome, f"{error:.0e}", *judge.row(samples, label))
     return ROW.format(f"{solver} {steps}", *found)

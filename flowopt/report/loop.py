@@ -18,7 +18,7 @@ class LoopCase:
         allowed: the largest error that passes.
         step_errors: per step, of the file's step where it gets the exact state.
         step_own_errors: of the network in its own precision, likewise.
-        library_error: of the file, against the loop of a library that was given; None where none was.
+        reference_error: of the file, against the loop that the caller gave; None where there was none.
     """
 
     case: str
@@ -29,7 +29,7 @@ class LoopCase:
     allowed: float
     step_errors: tuple[float, ...] = ()
     step_own_errors: tuple[float, ...] = ()
-    library_error: float | None = None
+    reference_error: float | None = None
 
     @property
     def step_error(self) -> float:

@@ -18,7 +18,7 @@ from flowopt.sampling.guidance import ClassifierFree
 from flowopt.sampling.named_module import Compute, NamedModule
 from flowopt.sampling.network import network_of
 from flowopt.sampling.realization import realize
-from flowopt.sampling.roles import Roles, read_inputs, roles_of
+from flowopt.sampling.roles import Roles, predicting, read_inputs, roles_of
 from flowopt.sampling.spec import SamplerSpec
 from flowopt.sampling.step import SCALE_INPUT, Step, coefficients, noise_names, state_names
 from flowopt.sampling.time_tables import tabulate
@@ -73,7 +73,9 @@ def fold(
     _require_names(roles, guidance)
     doubled = _doubled(program, roles, guidance)
     loop = realize(spec)
-    tables = tabulate(program, dict(zip(roles.times, zip(*spec.times, strict=True), strict=True)))
+    program = predicting(program, roles.prediction)
+    given = dict(zip(roles.times, zip(*spec.times, strict=True), strict=True))
+    tables = tabulate(program, given, roles.sample)
     network = network_of(program, roles, tables)
     state_dtype = torch.float64 if network.dtype == torch.float64 else torch.float32
     scales = guidance.scales(spec.evaluations) if guidance is not None else None

@@ -21,7 +21,6 @@ class Network:
         module: the graph and its tensors.
         names: its inputs, in order.
         roles: of the captured network's inputs.
-        position: of the prediction among the outputs.
         spread: inputs whose leading 1 stands for the whole batch.
         dtype: of its sample.
     """
@@ -29,7 +28,6 @@ class Network:
     module: nn.Module
     names: tuple[str, ...]
     roles: Roles
-    position: int
     spread: frozenset[str]
     dtype: torch.dtype
 
@@ -51,19 +49,18 @@ class Network:
         # Keeps the user's source lines on the nodes that are traced.
         with fx.traceback.preserve_node_meta():
             outputs = fx.Interpreter(self.module).run(*(given[name] for name in self.names))
-        found: Tensor = outputs[self.position]
+        found: Tensor = outputs[0]
         return found[:, : sample.shape[1]] if self.roles.is_doubled else found
 
 
 def network_of(program: Program, roles: Roles, tables: TimeTables) -> Network:
-    """The network of a program whose times are read from tables."""
+    """The network of a program that returns the prediction alone, whose times are read from tables."""
     used = {str(n.target) for n in tables.graph.nodes if n.op == "get_attr"}
     module = fx.GraphModule({name: program.tensors[name] for name in used}, tables.graph, "Network").eval()
     return Network(
         module,
         tuple(n.name for n in tables.graph.nodes if n.op == "placeholder"),
         roles,
-        [o.name for o in program.outputs].index(roles.prediction),
         tables.spread,
         next(i.dtype for i in program.inputs if i.name == roles.sample),
     )

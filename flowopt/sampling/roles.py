@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from torch import Tensor
 
@@ -25,8 +25,8 @@ class Roles:
         times: what the sampler tells it: one, or two for networks of an average velocity.
         conditions: the other inputs, which stay.
         prediction: the output that the sampler reads.
-        is_doubled: the prediction has twice the sample's channels, of which the first half counts; the others are a
-            learned variance, which samplers with a fixed schedule do not read.
+        is_doubled: the prediction of a picture has twice its channels, of which the first half counts; the others are
+            a learned variance, which samplers with a fixed schedule do not read.
     """
 
     sample: str
@@ -70,6 +70,7 @@ def roles_of(
     for name in named_times:
         if _tensor(program, name).dim() > 1 or named_sample == name:
             raise _refusal(program, f"input {name!r} cannot be a time: times have no axis or one")
+    _require_batch_first(program, named_sample, named_times)
     if not _tensor(program, named_sample).is_floating_point():
         raise _refusal(program, f"input {named_sample!r} cannot be the sample: it is not floating")
     conditions = tuple(i.name for i in program.inputs if i.name not in (named_sample, *named_times))
@@ -92,14 +93,21 @@ def ordered_roles(
     return roles_of(program, count, sample=sample[0], times=times, prediction=prediction)
 
 
+def predicting(program: Program, prediction: str) -> Program:
+    """The program without its other outputs, and without what only they need."""
+    returned: Any = program.graph.output_node().args[0]
+    position = [o.name for o in program.outputs].index(prediction)
+    alone = program.copy()
+    alone.graph.output_node().args = ((alone.node(returned[position].name),),)
+    alone.outputs = (program.outputs[position],)
+    alone.drop_unused()
+    return alone
+
+
 def read_inputs(program: Program, prediction: str) -> frozenset[str]:
     """Names of the inputs on which the prediction depends."""
-    labels = binding_times(program.graph)
-    returned = program.graph.output_node().args[0]
-    assert isinstance(returned, (tuple, list)), "a program returns a flat tuple"
-    position = [o.name for o in program.outputs].index(prediction)
-    node = returned[position]
-    return labels[node]  # type: ignore[index]  # outputs of a program are nodes
+    returned: Any = program.graph.output_node().args[0]
+    return binding_times(program.graph)[returned[[o.name for o in program.outputs].index(prediction)]]
 
 
 def _times(program: Program, count: int, sample: str | None) -> tuple[str, ...]:
@@ -147,7 +155,8 @@ def _is_doubled(program: Program, sample: str, prediction: str) -> bool:
     if found == wanted:
         return False
     is_doubled = (
-        len(wanted) == len(found) > 1
+        # Of pictures and videos; twice the tokens of [batch, tokens, features] would mean something else.
+        len(wanted) == len(found) >= 4
         and isinstance(wanted[1], int)
         and found == (wanted[0], 2 * wanted[1], *wanted[2:])
     )
@@ -169,6 +178,18 @@ def _tensor(program: Program, name: str) -> Tensor:
 def _require_input(program: Program, name: str) -> None:
     if name not in [i.name for i in program.inputs]:
         raise _refusal(program, f"no input {name!r}")
+
+
+def _require_batch_first(program: Program, sample: str, times: Sequence[str]) -> None:
+    sizes = program.shape(sample)
+    for name in times:
+        of_time = program.shape(name)
+        if of_time and isinstance(of_time[0], str) and of_time[0] in sizes[1:]:
+            raise UserError(
+                f"{of_time[0]!r}, of the times {name!r}, is axis {sizes.index(of_time[0])} of the sample {sample!r}",
+                why="a sampler takes the first axis of the sample for its batch",
+                hint="wrap the network in a module whose sample has the batch first",
+            )
 
 
 def _refusal(program: Program, message: str, *, hint: str = "say which: sample='x', times=('t',)") -> UserError:

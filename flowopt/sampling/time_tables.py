@@ -36,12 +36,13 @@ class TimeTables:
     spread: frozenset[str]
 
 
-def tabulate(program: Program, times: Mapping[str, Sequence[float]]) -> TimeTables:
+def tabulate(program: Program, times: Mapping[str, Sequence[float]], sample: str) -> TimeTables:
     """Compute what depends on the times alone, at all steps.
 
     Args:
         program: the network; not changed.
         times: per time input its value at each step.
+        sample: the input whose first axis is the batch.
 
     Raises:
         UserError: a time that the input's dtype cannot hold.
@@ -53,7 +54,7 @@ def tabulate(program: Program, times: Mapping[str, Sequence[float]]) -> TimeTabl
     refused: set[fx.Node] = set()
     while True:
         cut = cut_at_times(program, times, steps, refused=refused)
-        unfit = {node for node, fits in zip(cut, _are_rows(program, cut, exact_times), strict=True) if not fits}
+        unfit = {node for node, fits in zip(cut, _are_rows(program, cut, exact_times, sample), strict=True) if not fits}
         if not unfit:
             break
         refused |= unfit
@@ -110,26 +111,38 @@ def _sizes(program: Program, more: int) -> dict[str, int]:
     return {d.name: sizes[d.name] if d.maximum is None else min(sizes[d.name], d.maximum) for d in program.dims}
 
 
+def _read_sizes(node: fx.Node) -> set[str | None]:
+    """Symbols of the free sizes that a value is computed with, as far as they are arguments."""
+    sizes = (n.meta.get("val") for n in _needed([node]))
+    return {str(s) for size in sizes if isinstance(size, torch.SymInt) for s in size.node.expr.free_symbols}
+
+
 def _free_axes(node: fx.Node) -> list[int]:
     value = recorded_tensor(node)
     assert value is not None, "a cut is made of tensors"
     return [axis for axis, size in enumerate(value.shape) if not isinstance(size, int)]
 
 
-def _are_rows(program: Program, cut: Sequence[fx.Node], times: Mapping[str, Tensor]) -> list[bool]:
-    """For each value whether one row stands for it at every size: its only free axis is the times' own, or none."""
-    fits = []
-    symbols = {_batch_symbol(program, name) for name in times} - {None}
+def _are_rows(program: Program, cut: Sequence[fx.Node], times: Mapping[str, Tensor], sample: str) -> list[bool]:
+    """For each value whether one row stands for it at every size: its only free axis is the batch, or none."""
+    fits: list[bool] = []
+    symbols = {_batch_symbol(program, name) for name in (*times, sample)} - {None}
     for node in cut:
         value = recorded_tensor(node)
         assert value is not None, "a cut is made of tensors"
-        fits.append(not (free := _free_axes(node)) or (free == [0] and symbol_of(value.shape[0]) in symbols))
+        is_row = not (free := _free_axes(node)) or (free == [0] and symbol_of(value.shape[0]) in symbols)
+        # A size of the sample is no size of its row: what depends on one is another number at another size.
+        fits.append(is_row and _read_sizes(node) <= symbols)
     steps = len(next(iter(times.values())))
-    for step in {0, steps // 2, steps - 1} if any(fits) else ():
-        found = [_values(program, cut, _at(times, step), _sizes(program, more), raised=True) for more in (0, 2)]
-        for k, node in enumerate(cut):
-            fits[k] = fits[k] and _alike(found[0][k], found[1][k], has_batch=bool(_free_axes(node)))
-    return fits
+    fitting = [node for node, fits_so_far in zip(cut, fits, strict=True) if fits_so_far]
+    unlike: set[fx.Node] = set()
+    for step in {0, steps // 2, steps - 1} if fitting else ():
+        tried = (_sizes(program, 0), _sizes(program, 2), {d.name: d.traced for d in program.dims})
+        first, *others = (_values(program, fitting, _at(times, step), sizes, raised=True) for sizes in tried)
+        for other in others:
+            pairs = zip(fitting, first, other, strict=True)
+            unlike |= {node for node, a, b in pairs if not _alike(a, b, has_batch=bool(_free_axes(node)))}
+    return [fits_so_far and node not in unlike for node, fits_so_far in zip(cut, fits, strict=True)]
 
 
 def _alike(small: Tensor, large: Tensor, *, has_batch: bool) -> bool:

@@ -43,7 +43,7 @@ def check_loop(
             case = _compared(known, candidate, step)
             cases.append(case)
             figures.append(_figures(known, case))
-            findings += _findings(case)
+            findings += _findings(known, case)
     notes = tuple(one for one in evidence if isinstance(one, str))
     outcome = Outcome.DIFFERENT if findings else Outcome.EQUIVALENT if cases else Outcome.INCONCLUSIVE
     labels = tuple(case.case for case in cases)
@@ -65,7 +65,7 @@ def _compared(known: LoopEvidence, candidate: Sampled, step: Step) -> LoopCase:
         allowed=max(_STEP * known.amplification, _OWN * known.own_error),
         step_errors=tuple(errors),
         step_own_errors=tuple(one.own_error for one in known.steps),
-        library_error=None if known.library is None else relative(found, known.library),
+        reference_error=None if known.given_sample is None else relative(found, known.given_sample),
     )
 
 
@@ -85,9 +85,10 @@ def _figures(known: LoopEvidence, case: LoopCase) -> Figures:
     )
 
 
-def _findings(case: LoopCase) -> list[Finding]:
+def _findings(known: LoopEvidence, case: LoopCase) -> list[Finding]:
     found: list[Finding] = []
-    limit = _FOLD * case.amplification
+    # A table that was read off in float32 is reproduced as well as it is known.
+    limit = max(_FOLD, _OWN * known.table_precision) * case.amplification
     if not case.fold_error <= limit:
         found.append(_finding("fold", "the folded program, in float64", case, case.fold_error, limit))
     for number, (error, own) in enumerate(zip(case.step_errors, case.step_own_errors, strict=True)):
@@ -96,9 +97,10 @@ def _findings(case: LoopCase) -> list[Finding]:
             found.append(_finding("step", f"step {number}, given the exact state", case, error, limit))
     if not case.error <= case.allowed:
         found.append(_finding("loop", "sample", case, case.error, case.allowed))
-    # A library's own loop has an error of its own, like that of the network in a plain loop.
-    if case.library_error is not None and not case.library_error <= 2 * case.allowed:
-        found.append(_finding("library", "sample, beside the loop given", case, case.library_error, 2 * case.allowed))
+    # A loop that was given has an error of its own, like that of the network in a plain loop.
+    limit = 2 * case.allowed
+    if case.reference_error is not None and not case.reference_error <= limit:
+        found.append(_finding("library", "sample, beside the loop given", case, case.reference_error, limit))
     return found
 
 

@@ -29,13 +29,15 @@ class Loops:
         exact: the network in float64, in a plain loop.
         original: the network in its own precision, in a plain loop.
         folded: the folded program before passes touched it.
-        library: somebody's own loop; None where there is none.
+        given_loop: somebody's own loop; None where there is none.
+        table_precision: relative, of the sampler's numbers.
     """
 
     exact: Sampled
     original: Sampled
     folded: SamplerProgram
-    library: Sampled | None = None
+    given_loop: Sampled | None = None
+    table_precision: float = 0.0
 
 
 @final
@@ -60,7 +62,8 @@ class LoopEvidence:
         own_error: of the network in its own precision, in a plain loop.
         amplification: how many times larger a small change of the noise is in the end, 1 to 1000.
         steps: each with the state that the loop in float64 has by then, rounded.
-        library: the samples of somebody's own loop.
+        given_sample: of somebody's own loop.
+        table_precision: relative, of the sampler's numbers.
     """
 
     case: Case
@@ -69,14 +72,15 @@ class LoopEvidence:
     own_error: float
     amplification: float
     steps: tuple[StepEvidence, ...]
-    library: Tensor | None
+    given_sample: Tensor | None
+    table_precision: float = 0.0
 
 
 def loop_evidence(loops: Loops, case: Case) -> LoopEvidence | str:
     """Run the sampler in float64 and as it is; or the reason why nothing can be compared.
 
     Raises:
-        UserError: the library's loop returns another shape.
+        UserError: the loop given returns another shape.
     """
     inputs = case.inputs
     with strict_float32():
@@ -84,14 +88,14 @@ def loop_evidence(loops: Loops, case: Case) -> LoopEvidence | str:
             expected = loops.exact(inputs)
         except RUN_ERRORS as problem:
             first = (str(problem).splitlines() or [type(problem).__name__])[0]
-            given = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
-            return f"{case.label}: the network does not run in a plain loop, given {given}: {first}"
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+            return f"{case.label}: the network does not run in a plain loop, given {shapes}: {first}"
         if not expected.isfinite().all():
             return f"{case.label}: the sample is not finite in float64, so nothing can be compared"
-        library = None if loops.library is None else loops.library(inputs)
-        if library is not None and library.shape != expected.shape:
+        given = None if loops.given_loop is None else loops.given_loop(inputs)
+        if given is not None and given.shape != expected.shape:
             raise UserError(
-                f"the loop given returns {list(library.shape)}, and the samples are {list(expected.shape)}",
+                f"the loop given returns {list(given.shape)}, and the samples are {list(expected.shape)}",
                 hint="it takes the sampler's inputs by name and returns the sample alone",
             )
         steps: list[StepEvidence] = []
@@ -103,7 +107,8 @@ def loop_evidence(loops: Loops, case: Case) -> LoopEvidence | str:
             relative(loops.original(inputs), expected),
             _amplification(loops.exact, inputs, expected),
             tuple(steps),
-            library,
+            given,
+            loops.table_precision,
         )
 
 

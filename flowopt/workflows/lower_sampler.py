@@ -1,8 +1,8 @@
 """Lower a sampler, verify the file that was written, and only then commit it."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -21,7 +21,7 @@ from flowopt.runtime.onnx_session import CPU_PROVIDER, CUDA_PROVIDER, Level, cud
 from flowopt.runtime.torch_module import open_exported
 from flowopt.verification.loop_check import Step, check_loop
 from flowopt.verification.loop_evidence import Inputs, LoopEvidence, Sampled
-from flowopt.workflows.lower import Progress
+from flowopt.workflows.lower import LoweredRun, Progress
 
 # The file itself is judged with the runtime's optimisations off; then as it will run, or as near as it agrees.
 _LEVELS: tuple[Level, ...] = ("all", "extended", "basic")
@@ -30,28 +30,17 @@ _LEVELS: tuple[Level, ...] = ("all", "extended", "basic")
 @final
 @dataclass(frozen=True, slots=True)
 class LoweredLoop:
-    """A lowered sampler and what its verification saw.
+    """A lowered sampler.
 
     Attributes:
         form: how its loop is written.
-        levels: verdict per optimisation level that was run; empty when verification is off.
+        run: the file, and what its verification saw.
         cases: figures of the file as it runs.
-        runtime: settings to record: the highest level that agrees, the provider it was verified on.
-        census: operators of the lowered file.
-        warnings: differences that are the runtime's own.
     """
 
     form: str
-    levels: tuple[LevelVerdict, ...] = ()
+    run: LoweredRun
     cases: tuple[LoopCase, ...] = ()
-    runtime: Mapping[str, str] = field(default_factory=dict)
-    census: Mapping[str, int] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def decisive(self) -> Verdict | None:
-        """The verdict on the file itself: the runtime with its optimisations off."""
-        return self.levels[0].verdict if self.levels else None
 
 
 def lower_and_verify_sampler(
@@ -88,8 +77,9 @@ def lower_and_verify_sampler(
             lowered = lower_sampler_to_onnx(program, staging, device=target.device)
             model = lowered.model
             done = _verified_onnx(model, program, target, evidence, seed, on_progress)
-            done = replace(done, form=str(lowered.form), census=dict(lowered.op_census))
-        if done.decisive is None or done.decisive:
+            run = replace(done.run, census=dict(lowered.op_census))
+            done = replace(done, form=str(lowered.form), run=run)
+        if done.run.decisive is None or done.run.decisive:
             staging.commit(model, target.model_name, report(done))
     return done
 
@@ -102,11 +92,11 @@ def _verified_torch(
     on_progress: Progress,
 ) -> LoweredLoop:
     if evidence is None:
-        return LoweredLoop("copies")
+        return LoweredLoop("copies", LoweredRun(()))
     on_progress("verifying the archive")
     runner = open_exported(model, trust="code")  # flowopt wrote it a moment ago
     verdict, cases = check_loop(evidence, _sampled(runner.run), program.step.run_named, seed=seed)
-    return LoweredLoop("copies", (LevelVerdict("eager", verdict),), cases)
+    return LoweredLoop("copies", LoweredRun((LevelVerdict("eager", verdict),)), cases)
 
 
 def _verified_onnx(
@@ -122,7 +112,7 @@ def _verified_onnx(
     runtime = {"level": "all", "verified_on": provider if evidence is not None else "nothing"}
     runtime |= {"tf32": "off"} if target.device == "cuda" else {}
     if evidence is None:
-        return LoweredLoop("", runtime=runtime)
+        return LoweredLoop("", LoweredRun((), runtime))
     providers = (provider, CPU_PROVIDER) if on_cuda else (provider,)
     # A step cannot be fed from outside where it is inside of a loop: the same step, written by itself.
     with tempfile.TemporaryDirectory() as scratch, Staging(Path(scratch) / "step") as staging:
@@ -145,7 +135,7 @@ def _verified_onnx(
             reason = f"at its optimisation level {level!r}: {found.reason}"
             warnings.append(f"ONNX Runtime changes this sampler's numbers {reason}")
     runtime["level"] = levels[-1].level if levels[-1].verdict else "disabled"
-    return LoweredLoop("", tuple(levels), cases, runtime, warnings=tuple(warnings))
+    return LoweredLoop("", LoweredRun(tuple(levels), runtime, warnings=tuple(warnings)), cases)
 
 
 def _sampled(run: Callable[[Inputs], dict[str, Tensor]]) -> Sampled:

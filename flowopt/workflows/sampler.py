@@ -40,6 +40,8 @@ from flowopt.workflows.pipelines import Pipeline
 from flowopt.workflows.verified_run import NOT_VERIFIED, Checks, VerifyMode, rewritten, verdict_of_program
 from flowopt.workflows.versions import versions
 
+_VARIANCE = "of the prediction's channels the first half is read; the others are a learned variance"
+
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,7 +128,7 @@ def optimize_sampler(
     evidence, run = rewritten(folded.step, pipeline, checks)
     verdict = verdict_of_program(folded.step, run, evidence, checks)
     final_program = dataclasses.replace(folded, step=run.program)
-    settings = _Settings(program, spec, folded, run, wanted, pipeline.text())
+    settings = _Settings(program, spec, folded, run, wanted, pipeline.text(), roles.is_doubled)
     if dry_run or not (verdict or verdict.outcome is Outcome.NOT_VERIFIED):
         report = settings.report("dry-run" if dry_run else verdict.outcome.value, None)
         return SamplerResult(final_program, None, report, verdict)
@@ -143,7 +145,7 @@ def optimize_sampler(
         on_progress=on_progress,
     )
     report = settings.report(_outcome(wanted, lowered), lowered)
-    decisive = NOT_VERIFIED if lowered.decisive is None else lowered.decisive
+    decisive = NOT_VERIFIED if lowered.run.decisive is None else lowered.run.decisive
     is_written = bool(decisive) or decisive.outcome is Outcome.NOT_VERIFIED
     # The archive was written by this call, so it may be loaded.
     artifact = Artifact.open(path, trust="code") if is_written else None
@@ -156,7 +158,7 @@ def _evidence(
     program: Program = plain.program
     roles: Roles = plain.roles
     exact = dataclasses.replace(plain, program=program.raised_copy())
-    loops = Loops(exact.run, plain.run, folded, library)
+    loops = Loops(exact.run, plain.run, folded, library, plain.spec.relative_precision)
     found = []
     for case in loop_cases(program, roles, folded, level=checks.level, seed=checks.seed):
         checks.on_progress(f"the network in a plain loop: {case.label}")
@@ -165,12 +167,12 @@ def _evidence(
 
 
 def _outcome(target: Target, lowered: LoweredLoop) -> str:
-    verdict = lowered.decisive
+    verdict = lowered.run.decisive
     if verdict is None:
         return "not-verified"
     if not verdict:
         return verdict.outcome.value
-    on_cpu = target.device == "cuda" and lowered.runtime.get("verified_on") != CUDA_PROVIDER
+    on_cpu = target.device == "cuda" and lowered.run.runtime.get("verified_on") != CUDA_PROVIDER
     return "verified-on-cpu" if on_cpu else "verified"
 
 
@@ -184,6 +186,7 @@ class _Settings:
     run: PipelineRun
     target: Target
     pipeline: str
+    is_doubled: bool
 
     def report(self, outcome: str, lowered: LoweredLoop | None) -> Report:
         reverted = tuple(f"{r.name} was reverted: {r.reason}" for r in self.run.records if r.outcome == "reverted")
@@ -196,11 +199,11 @@ class _Settings:
             pipeline=self.pipeline,
             census_before=dict(operator_census(self.folded.step.graph)),
             census_after=dict(operator_census(self.run.program.graph)),
-            census_lowered=lowered.census if lowered is not None else {},
-            lowered=lowered.levels if lowered is not None else (),
-            runtime=lowered.runtime if lowered is not None else {},
+            census_lowered=lowered.run.census if lowered is not None else {},
+            lowered=lowered.run.levels if lowered is not None else (),
+            runtime=lowered.run.runtime if lowered is not None else {},
             interface=described_interface(program.interface),
-            warnings=(*reverted, *(lowered.warnings if lowered is not None else ())),
+            warnings=(*reverted, *(lowered.run.warnings if lowered is not None else ())),
             parameter_bytes=(self.original.parameter_bytes, program.parameter_bytes),
             versions=versions(("diffusers",)),
             source_sha256=self.original.provenance.sha256,
@@ -219,6 +222,6 @@ class _Settings:
             form=lowered.form if lowered is not None else loop.form,
             table_bytes=sum(t.numel() * t.element_size() for t in tables),
             removed_bytes=self.original.parameter_bytes - self.folded.step.parameter_bytes,
-            notes=self.spec.notes,
+            notes=(*self.spec.notes, *([_VARIANCE] if self.is_doubled else [])),
             cases=lowered.cases if lowered is not None else (),
         )

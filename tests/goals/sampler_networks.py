@@ -144,7 +144,7 @@ def require_library() -> list[str]:
         )
     if not result.verdict:
         return [f"{name}, optimize_sampler with the library's loop: {result.verdict.reason}"]
-    errors = [one.library_error for one in result.report.loop.cases] if result.report.loop is not None else []
+    errors = [one.reference_error for one in result.report.loop.cases] if result.report.loop is not None else []
     return [] if errors and None not in errors else [f"{name}: the library's loop was not compared with"]
 
 

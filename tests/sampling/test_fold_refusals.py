@@ -154,3 +154,18 @@ def test_guidance_that_is_no_guidance(options: dict[str, Any]) -> None:
 def test_a_condition_with_a_name_of_the_samplers_own() -> None:
     named = program(lambda w, x, t, noise: x * w * t.mean() + noise.mean(), x=X, t=T, noise=torch.randn(2, 3))
     assert "inputs and values of its own called noise" in refusal(named, euler(2))
+
+
+def test_twice_the_tokens_are_no_learned_variance() -> None:
+    tokens = program(lambda w, x, t: torch.cat([x, x], 1) * w * t.mean(), x=torch.randn(2, 5, 3), t=T)
+    assert "a sampler adds the one to the other" in refusal(tokens, euler(2))
+
+
+def test_a_batch_that_is_not_the_first_axis() -> None:
+    class Turned(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return x * t[None, :, None]
+
+    dynamic = {"x": {1: "batch"}, "t": {0: "batch"}}
+    turned = capture(Turned().eval(), (torch.randn(5, 2, 3), T), dynamic=dynamic)
+    assert "'batch', of the times 't', is axis 1 of the sample 'x'" in refusal(turned, euler(2))

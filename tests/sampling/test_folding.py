@@ -342,3 +342,60 @@ def test_a_value_of_the_time_and_of_two_sizes_is_no_table() -> None:
     found = folded.run(x)
     assert isinstance(found, Tensor)
     assert relative(found, expected(module, euler(3), x)) < FLOAT32
+
+
+def test_a_value_of_the_time_that_a_size_limits_is_no_table() -> None:
+    class Limited(Timed):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return super().forward(x, t) + t[:, None, None, None] * min(x.shape[2], 12)
+
+    module = Limited()
+    randomise(module, 5)
+    example = (torch.zeros(2, CHANNELS, SIZE, SIZE), torch.full((2,), 0.5))
+    folded = fold(
+        capture(module.eval(), example, dynamic={"x": {0: "batch", 2: "height"}, "t": {0: "batch"}}), euler(3)
+    )
+    x = torch.randn(2, CHANNELS, 11, SIZE)
+    found = folded.run(x)
+    assert isinstance(found, Tensor)
+    assert relative(found, expected(module, euler(3), x)) < FLOAT32
+
+
+def test_weights_of_one_time_for_the_whole_batch_are_gone() -> None:
+    module = OneTime()
+    randomise(module, 5)
+    program = capture(
+        module.eval(), (torch.zeros(2, CHANNELS, SIZE, SIZE), torch.tensor(0.5)), dynamic={"x": {0: "batch"}}
+    )
+    assert not any("time" in name for name in fold(program, euler(3)).step.tensors)
+
+
+def test_other_outputs_and_what_only_they_read_are_left_out() -> None:
+    class Two(Labelled):
+        def forward(self, x: Tensor, t: Tensor, label: Tensor, spare: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            return {"other": x + spare[:, :, None, None], "prediction": super().forward(x, t, label)}
+
+    module = Two()
+    randomise(module, 5)
+    inputs = {
+        "x": noise(2),
+        "t": torch.full((2,), 0.5),
+        "label": torch.tensor([1, 2]),
+        "spare": torch.ones(2, CHANNELS),
+    }
+    program = capture(module.eval(), (), inputs, dynamic={name: {0: "batch"} for name in inputs})
+    folded = fold(program, euler(2), guidance=ClassifierFree(2.0, {"label": 9}), prediction="prediction")
+    alone = Labelled()
+    alone.load_state_dict(module.state_dict())
+    x, label = noise(3), torch.tensor([0, 4, 1])
+
+    def predict(sample: Tensor, times: tuple[float, ...]) -> Tensor:
+        t = torch.full((3,), times[0])
+        without = alone(sample, t, torch.full_like(label, 9))
+        return without + 2.0 * (alone(sample, t, label) - without)
+
+    with torch.no_grad():
+        wanted = by_hand(euler(2), predict, x)
+    found = folded.run(noise=x, label=label, spare=torch.zeros(3, CHANNELS))
+    assert isinstance(found, Tensor)
+    assert relative(found, wanted) < FLOAT32

@@ -53,7 +53,7 @@ def judged(
 ) -> tuple[Verdict, LoopCase]:
     """A folded sampler with something done to it."""
     folded, loops = known()
-    one = evidence(dataclasses.replace(loops, library=library))
+    one = evidence(dataclasses.replace(loops, given_loop=library))
 
     def candidate(inputs: Inputs) -> Tensor:
         return whole(folded.run_named(inputs)["sample"])
@@ -110,7 +110,7 @@ def test_a_librarys_loop_is_compared_too(factor: float, is_right: bool) -> None:
     _, loops = known()
     verdict, case = judged(library=lambda inputs: loops.original(inputs) * factor)
     assert bool(verdict) is is_right
-    assert case.library_error is not None
+    assert case.reference_error is not None
     assert is_right or gates(verdict) == ["library"]
 
 

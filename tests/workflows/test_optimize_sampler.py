@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ import flowopt
 from flowopt.cli.main import main
 from flowopt.errors import UserError
 from flowopt.ir.loop_spec import Form
-from flowopt.sampling import ClassifierFree, make_sampler
-from tests.sampling.networks import CHANNELS, SIZE, Labelled, Timed, by_hand, captured, relative
+from flowopt.sampling import ClassifierFree, SamplerSpec, make_sampler
+from tests.sampling.networks import CHANNELS, SIZE, Labelled, Timed, WithVariance, by_hand, captured, relative
 from tests.sampling.samplers import averaged, euler, heun, noisy
 
 TOLERANCE = 3e-6
@@ -138,3 +139,20 @@ def test_an_artifact_says_that_it_is_a_sampler(tmp_path: Path, capsys: pytest.Ca
     shown = capsys.readouterr().out
     assert "sampler heun: 4 evaluations, 2 tensors of state, form loop" in shown
     assert "equivalent      2" in shown
+
+
+def test_a_table_in_float32_is_verified_as_well_as_it_is_known(tmp_path: Path) -> None:
+    exact = make_sampler("dpmpp-2m", 20, "karras", "diffusers-flow")
+    table = exact.table.astype(numpy.float32).astype(float)
+    eps = float(numpy.finfo(numpy.float32).eps)
+    rounded = SamplerSpec("rounded", exact.times, table, relative_precision=eps)
+    result = flowopt.optimize_sampler(captured(Timed()), rounded, verify="final", folder=tmp_path / "out")
+    assert result.report.outcome == "verified"
+    assert result.report.loop is not None
+    assert max(case.fold_error for case in result.report.loop.cases) > 1e-9
+
+
+def test_a_learned_variance_that_is_not_read_is_noted() -> None:
+    result = flowopt.optimize_sampler(captured(WithVariance()), euler(2, scale=800), dry_run=True)
+    assert result.report.loop is not None
+    assert "the others are a learned variance" in result.report.loop.notes[-1]

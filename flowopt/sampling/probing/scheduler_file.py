@@ -48,7 +48,7 @@ def read_scheduler(path: str | Path, changes: Mapping[str, object] | None = None
         scheduler = made.from_config(settings)
     # The library and its optional packages raise what they like about a setting.
     except Exception as error:
-        reason = printable(f"{type(error).__name__}: {error}", 300)
+        reason = printable(str(error) or type(error).__name__, 300)
         raise UserError(f"{made.__name__} refuses the settings in {file}: {reason}") from error
     return scheduler, {key: value for key, value in given.items() if key not in known}
 
