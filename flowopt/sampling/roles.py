@@ -70,6 +70,8 @@ def roles_of(
     for name in named_times:
         if _tensor(program, name).dim() > 1 or named_sample == name:
             raise _refusal(program, f"input {name!r} cannot be a time: times have no axis or one")
+    if len({_tensor(program, name).dtype for name in named_times}) > 1:
+        raise _refusal(program, f"inputs {list(named_times)} cannot both be times: their dtypes differ")
     _require_batch_first(program, named_sample, named_times)
     if not _tensor(program, named_sample).is_floating_point():
         raise _refusal(program, f"input {named_sample!r} cannot be the sample: it is not floating")
@@ -118,12 +120,14 @@ def _times(program: Program, count: int, sample: str | None) -> tuple[str, ...]:
     flat = [name for name in names if _tensor(program, name).dim() <= 1]
     floating = [name for name in flat if _tensor(program, name).is_floating_point()]
     for candidates in (flat, floating):
-        if len(candidates) == count:
+        # A label beside a time is no second time.
+        if len(candidates) == count and len({_tensor(program, name).dtype for name in candidates}) == 1:
             return tuple(candidates)
-    if len(flat) < count:
+    likely = floating or flat
+    if len(likely) < count:
         raise _refusal(
             program,
-            f"the sampler gives the network {count} time(s), and it takes {', '.join(flat) or 'none'}",
+            f"the sampler gives the network {count} time(s), and it takes {', '.join(likely) or 'none'}",
             hint="choose a sampler for such networks: that of an average velocity gives two times, the others one",
         )
     raise _refusal(program, f"which {count} of the inputs the time(s) are cannot be told")

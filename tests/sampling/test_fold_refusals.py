@@ -51,6 +51,11 @@ def test_two_times_for_a_network_of_one() -> None:
     assert "x: float32[batch, 4, 6, 6]" in message
 
 
+def test_a_label_is_no_second_time() -> None:
+    assert "gives the network 2 time(s), and it takes t" in refusal(captured(Labelled()), averaged(2))
+    assert "their dtypes differ" in refusal(captured(Labelled()), averaged(2), times=("t", "label"))
+
+
 @pytest.mark.parametrize(("role", "value"), [("sample", "y"), ("times", ("s",))])
 def test_a_role_that_no_input_has(role: str, value: Any) -> None:
     assert "no input" in refusal(captured(Timed()), euler(2), **{role: value})
