@@ -1,6 +1,7 @@
 """``flowopt bench``: an artifact's time beside that of others, with spread and intervals."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -141,6 +142,7 @@ def bench(
                 threads=threads,
                 plan=Plan(budget=seconds, width=width),
                 folder=folder,
+                trust=options.trust,
                 on_progress=show,
             )
     if report is not None and markdown is not None:
@@ -163,8 +165,10 @@ def _require_complete(
         raise UserError("missing argument 'ARTIFACT...'", hint="flowopt bench --help")
     if tune == STDOUT:
         raise UserError("--tune writes a file", hint="such as --tune tuned.json")
-    if reference is None and options.words:
-        raise UserError(f"{options.words[0]} says how --reference is loaded, and there is none", hint="leave it out")
+    # Artifacts that are machine code need --trust code whatever there is to compare with.
+    of_reference = replace(options, trust="data").words
+    if reference is None and of_reference:
+        raise UserError(f"{of_reference[0]} says how --reference is loaded, and there is none", hint="leave it out")
     if vs is not None and not folders:
         raise UserError("--vs compares an artifact, and there is none", hint="flowopt bench ARTIFACT --vs ...")
     for path in folders:

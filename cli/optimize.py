@@ -10,6 +10,7 @@ from flowopt.cli.json_file import STDOUT, require_writable, write_json
 from flowopt.cli.loading import LoadOptions, load_model, load_options
 from flowopt.cli.options import (
     DEFAULT_CASE_BUDGET,
+    Arch,
     BaselineOption,
     CaseBudget,
     Debug,
@@ -34,13 +35,16 @@ from flowopt.pipeline.registry import pass_class
 if TYPE_CHECKING:
     from flowopt.report.report import Report
 
-TargetName = Literal["cpu", "cuda", "torch"]
+TargetName = Literal["cpu", "cuda", "torch", "tvm", "tvm-cuda"]
 VerifyMode = Literal["each", "final", "off"]
 
 
 def optimize(
     model: Model,
-    target: Annotated[TargetName, typer.Option("--target", help="What the artifact is for: ONNX, or a .pt2.")] = "cpu",
+    target: Annotated[
+        TargetName, typer.Option("--target", help="cpu, cuda: ONNX; torch: a .pt2; tvm, tvm-cuda: a library.")
+    ] = "cpu",
+    arch: Arch = None,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", metavar="DIR", show_default=False, help="The artifact's; else <name>.flowopt."),
@@ -104,6 +108,7 @@ def optimize(
     from flowopt.cli.render import progress
     from flowopt.cli.render_results import Renderer
     from flowopt.lowering.staging import Staging
+    from flowopt.lowering.targets import target as target_named
     from flowopt.report.to_json import plain, to_json
     from flowopt.workflows.baseline import Baseline
     from flowopt.workflows.optimize import default_folder
@@ -112,6 +117,7 @@ def optimize(
     from flowopt.workflows.tuned import Tuned
 
     # A name that is wrong is found before the model is loaded, a folder that is wrong before the model is verified.
+    target_named(target, arch)
     pipeline = Pipeline(passes, skip=skip or [])
     least = Baseline.read(baseline) if baseline is not None else None
     choices = Tuned.load(tuned) if tuned is not None else None
@@ -129,6 +135,7 @@ def optimize(
         result = run(
             program,
             target=target,
+            arch=arch,
             folder=folder,
             passes=pipeline,
             verify=verify,
@@ -147,7 +154,9 @@ def optimize(
         extra = {"verdict": result.verdict, "artifact": str(written) if written else None, "exit_code": code}
         write_json(json, to_json(plain(result.report) | extra))
     if json != STDOUT:
-        last = _last_line(result.report, _verify_command(model, folder, options), strict)
+        last = _last_line(
+            result.report, _verify_command(model, folder, options, is_library=target == "tvm-cuda"), strict
+        )
         Renderer().optimize(result.report, result.verdict, model, written, last)
     raise typer.Exit(code)
 
@@ -156,6 +165,8 @@ def _last_line(report: "Report", command: str, strict: bool) -> str:
     """What is left to do, or an empty string."""
     if report.outcome == "verified-on-cpu":
         return f"verified-on-cpu: no GPU took part; on a machine that has one: {command}"
+    if report.outcome == "compiled-not-run":
+        return f"compiled-not-run: no GPU ran the library; on a machine that has one: {command}"
     if report.outcome == "not-verified":
         return "not-verified: nothing was compared with the original (--verify off)"
     if strict and any(p.outcome == "reverted" for p in report.passes):
@@ -163,5 +174,9 @@ def _last_line(report: "Report", command: str, strict: bool) -> str:
     return ""
 
 
-def _verify_command(model: str, folder: Path, options: LoadOptions) -> str:
-    return shlex.join(["flowopt", "verify", model, str(folder), "--provider", "cuda", *options.words])
+def _verify_command(model: str, folder: Path, options: LoadOptions, *, is_library: bool) -> str:
+    words = list(options.words)
+    if is_library:
+        at = words.index("--trust") if "--trust" in words else len(words)
+        words[at : at + 2] = ["--trust", "code"]
+    return shlex.join(["flowopt", "verify", model, str(folder), "--provider", "cuda", *words])

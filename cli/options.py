@@ -70,6 +70,15 @@ Limit = Annotated[
         help="What reading MODEL may cost: memory and json in bytes (8GB), seconds, nodes, members, depth. Repeatable.",
     ),
 ]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        "--arch",
+        metavar="NAME",
+        show_default=False,
+        help="For tvm-cuda, as sm_90; for tvm the processor as LLVM names it, as x86-64-v3, else this one.",
+    ),
+]
 Level = Annotated[
     Literal["quick", "full"],
     typer.Option(

@@ -3,6 +3,8 @@
 from flowopt.report.report import Report
 from flowopt.report.verdict import Outcome, Verdict
 
+# Outcomes of a target whose device took no part.
+WITHOUT_DEVICE = ("verified-on-cpu", "compiled-not-run")
 EXIT_DIFFERENT = 1
 EXIT_INCONCLUSIVE = 3
 
@@ -21,4 +23,4 @@ def optimize_code(report: Report, verdict: Verdict, *, strict: bool, require_dev
         return code
     if strict and any(p.outcome == "reverted" for p in report.passes):
         return EXIT_DIFFERENT
-    return EXIT_INCONCLUSIVE if require_device and report.outcome == "verified-on-cpu" else 0
+    return EXIT_INCONCLUSIVE if require_device and report.outcome in WITHOUT_DEVICE else 0

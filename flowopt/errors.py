@@ -10,6 +10,7 @@
     ├── ModelNotFound            66   no such file, module or factory
     ├── MissingDependency        69   an optional package is absent
     ├── InternalError            70   one of flowopt's own invariants does not hold
+    ├── BackendFailed            70   a compiler that flowopt drives failed or crashed
     ├── CannotWrite              73   the output folder cannot be written
     └── Untrusted                77   refused by the trust policy
 
@@ -124,6 +125,13 @@ class MissingDependency(FlowoptError):
 @final
 class InternalError(FlowoptError):
     """One of flowopt's own invariants does not hold: a defect of a pass or of flowopt."""
+
+    exit_code = 70
+
+
+@final
+class BackendFailed(FlowoptError):
+    """A compiler that flowopt drives failed or crashed."""
 
     exit_code = 70
 

@@ -37,6 +37,7 @@ from flowopt.runtime.layout import (
     MODEL_FILES,
     ONNX_MODEL,
     REPORT_FILE,
+    TVM_MODEL,
     VERSION_KEY,
     WEIGHTS_NAME,
     committed,
@@ -241,9 +242,9 @@ def _require_own(folder: Path) -> None:
     report = read_report(folder / REPORT_FILE)
     if not foreign or (report is not None and "model_sha256" in report):
         return
-    model = folder / ONNX_MODEL
-    if model.is_file() and VERSION_KEY.encode() in model.read_bytes():
-        return
+    for model in (folder / ONNX_MODEL, folder / TVM_MODEL):
+        if model.is_file() and VERSION_KEY.encode() in model.read_bytes():
+            return
     shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
     raise CannotWrite(
         f"{folder} is not empty and holds no flowopt artifact: {shown}",

@@ -4,6 +4,7 @@ Runs in a worker process, which loads one runtime alone. All runtimes get the sa
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,8 +33,11 @@ def opened(contender: Contender, inputs: Mapping[str, Tensor], threads: int) -> 
 
 def _artifact(path: str, inputs: Mapping[str, Tensor], threads: int) -> tuple[Run, Callable[[], list[Tensor]]]:
     from flowopt.runtime.artifact import Artifact
+    from flowopt.runtime.layout import TVM_MODEL
 
-    artifact = Artifact.open(path, threads=threads)
+    # A library is code; whether it may run was asked before this process was started.
+    is_library = (Path(path) / TVM_MODEL).is_file()
+    artifact = Artifact.open(path, threads=threads, trust="code" if is_library else "data")
     return lambda: artifact.run_named(inputs), lambda: list(artifact.run_named(inputs).values())
 
 

@@ -6,7 +6,7 @@ from typing import Protocol, final
 
 from torch import Tensor
 
-from flowopt.errors import MalformedModel, ModelNotFound, UserError
+from flowopt.errors import MalformedModel, ModelNotFound, Untrusted, UserError
 from flowopt.formats.digest import file_sha256
 from flowopt.formats.limits import DEFAULT_LIMITS, Limits
 from flowopt.formats.onnx.containment import CheckedOnnx
@@ -15,10 +15,14 @@ from flowopt.program.loading.trust import Trust
 from flowopt.runtime.contents import checked_artifact
 from flowopt.runtime.huge_pages import in_huge_pages
 from flowopt.runtime.interface import parsed_interface, parsed_interface_text
-from flowopt.runtime.layout import INTERFACE_KEY, MODEL_FILES, ONNX_MODEL, Committed, committed
+from flowopt.runtime.layout import INTERFACE_KEY, MODEL_FILES, ONNX_MODEL, TVM_MODEL, Committed, committed
 from flowopt.runtime.onnx_session import LEVELS, Level, OnnxRunner, open_session
 from flowopt.runtime.providers import CPU_PROVIDER, CUDA_PROVIDER, cuda_available
+from flowopt.runtime.relax_module import RelaxRunner, open_relax
 from flowopt.runtime.torch_module import TorchRunner, open_exported
+
+# Of a model that lost its report.
+_TARGETS = {".onnx": "cpu", ".pt2": "torch", ".so": "tvm"}
 
 
 class Runner(Protocol):
@@ -39,7 +43,7 @@ class Artifact:
         folder: where it lies.
         model_path: the model file.
         report: the report of exactly this model; empty when there is none.
-        target: the target's name; without a report ``cpu`` or ``torch``.
+        target: the target's name; without a report ``cpu``, ``torch`` or ``tvm``.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class Artifact:
         self.folder = found.model.parent
         self.model_path = found.model
         self.report: dict[str, object] = dict(found.report or {})
-        self.target = str(self.report.get("target", "torch" if found.model.suffix == ".pt2" else "cpu"))
+        self.target = str(self.report.get("target", _TARGETS[found.model.suffix]))
         self._sha256 = found.sha256
         self._provider = provider
         self._checked = checked
@@ -80,15 +84,16 @@ class Artifact:
         """Open an artifact folder; the runtime starts with the first ``run``.
 
         Args:
-            folder: the folder that holds ``model.onnx`` or ``model.pt2``.
-            trust: ``code`` gives ``model.pt2`` to torch's loader, which runs what it says, and ``model.onnx`` to ONNX
-                Runtime by its path, which then maps the weights; else flowopt reads the file, and ONNX Runtime gets
-                what was checked from memory, where it keeps a copy of the weights.
+            folder: the folder that holds ``model.onnx``, ``model.pt2`` or ``model.so``.
+            trust: ``code`` loads ``model.so``, which is machine code, gives ``model.pt2`` to torch's loader, which runs
+                what it says, and ``model.onnx`` to ONNX Runtime by its path, which then maps the weights; else flowopt
+                reads the file, and ONNX Runtime gets what was checked from memory, where it keeps a copy of the
+                weights.
             provider: ``cpu``, ``cuda`` or a name of ONNX Runtime's; None: CUDA for target ``cuda`` where there is
                 a device, else the CPU.
             check_weights: compare the weights' content with their name; None: up to 1 GiB.
             limits: what reading the files may cost.
-            threads: of ONNX Runtime within one operator; None lets it choose.
+            threads: of ONNX Runtime within one operator, or of TVM in this process; None lets it choose.
             allow_tf32: let CUDA round the factors of float32 products to 10 bits, which is faster, and not what was
                 verified.
             huge_pages: ask Linux to keep the weights of ``model.onnx`` in huge pages, which short inputs read 3 to 6 %
@@ -97,7 +102,7 @@ class Artifact:
         Raises:
             ModelNotFound: no such folder.
             MalformedModel: no artifact, or a damaged one.
-            Untrusted: a model that needs a library or runs a program.
+            Untrusted: a model that needs a library or runs a program, or is one.
         """
         folder = Path(folder)
         if not folder.exists():
@@ -124,6 +129,15 @@ class Artifact:
                 allow_tf32=allow_tf32,
                 huge_pages=huge_pages,
             )
+        if found.model.name == TVM_MODEL:
+            if trust != "code":
+                raise Untrusted(
+                    f"{found.model} is machine code, which runs when it is opened",
+                    why="no reader can tell what a compiled library does",
+                    hint="if you built it, or trust who did",
+                    retry=(("--trust", "code"),),
+                )
+            return Artifact(found, provider, threads=threads)
         artifact = Artifact(found, provider)
         if trust != "code":
             artifact._runner = open_exported(found.model, trust=trust, limits=limits)
@@ -169,7 +183,7 @@ class Artifact:
 
     def _stored_interface(self) -> Interface:
         runner = self._its_runner()
-        if isinstance(runner, TorchRunner):
+        if isinstance(runner, (TorchRunner, RelaxRunner)):
             return runner.interface
         if isinstance(runner, OnnxRunner) and INTERFACE_KEY in runner.metadata:
             return parsed_interface_text(runner.metadata[INTERFACE_KEY])
@@ -185,6 +199,10 @@ class Artifact:
         return self._runner
 
     def _opened(self) -> Runner:
+        if self.model_path.name == TVM_MODEL:
+            if file_sha256(self.model_path) != self._sha256:
+                raise _replaced(self.model_path)
+            return open_relax(self.model_path, threads=self._threads, device=self._tvm_device())
         if self._checked is None:
             return open_exported(self.model_path, trust="code")
         if not self.model_path.is_file() or file_sha256(self.model_path) != self._sha256:
@@ -212,6 +230,11 @@ class Artifact:
             f"report.json asks for optimisation level {wanted!r}; known are {', '.join(LEVELS)}",
             hint="build the artifact again",
         )
+
+    def _tvm_device(self) -> str | None:
+        if self._provider not in (None, "cpu", "cuda"):
+            raise UserError(f"provider {self._provider!r}: a library of TVM's runs on cpu or cuda")
+        return self._provider
 
     def _providers(self) -> tuple[str, ...]:
         wanted = self._provider

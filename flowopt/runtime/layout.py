@@ -1,8 +1,8 @@
 """What lies in an artifact folder, under which names, and which of two models there is the committed one.
 
-``model.onnx`` or ``model.pt2``, the ``weights.<sha256[:16]>.data`` that it names, and ``report.json``. The report
-says which model file it belongs to (``model_sha256``). While an artifact is replaced the new report waits as
-``.report.<sha256[:16]>.json`` of its model, so that whichever model is there, its own report is found.
+``model.onnx``, ``model.pt2`` or ``model.so``, the ``weights.<sha256[:16]>.data`` that it names, and ``report.json``.
+The report says which model file it belongs to (``model_sha256``). While an artifact is replaced the new report waits
+as ``.report.<sha256[:16]>.json`` of its model, so that whichever model is there, its own report is found.
 """
 
 import json
@@ -17,7 +17,8 @@ from flowopt.formats.digest import file_sha256
 
 ONNX_MODEL = "model.onnx"
 TORCH_MODEL = "model.pt2"
-MODEL_FILES = (ONNX_MODEL, TORCH_MODEL)
+TVM_MODEL = "model.so"
+MODEL_FILES = (ONNX_MODEL, TORCH_MODEL, TVM_MODEL)
 REPORT_FILE = "report.json"
 # Keys of the model's own metadata (ONNX metadata_props).
 VERSION_KEY = "flowopt.version"
@@ -56,10 +57,10 @@ def pending_report_name(model_sha256: str) -> str:
 def referenced_weights(model: Path) -> frozenset[str]:
     """Names of the weight files that a model may read.
 
-    Names stand as plain text in the protobuf. Searching for them cannot miss one; that it could find one too many
-    only keeps a file alive.
+    Names stand as plain text in the protobuf, and in the library's constants. Searching for them cannot miss one;
+    that it could find one too many only keeps a file alive.
     """
-    if model.suffix != ".onnx" or model.stat().st_size == 0:
+    if model.suffix == ".pt2" or model.stat().st_size == 0:
         return frozenset()
     with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return frozenset(found[0].decode() for found in _WEIGHTS_IN_BYTES.finditer(data))

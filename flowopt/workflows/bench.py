@@ -22,10 +22,13 @@ from flowopt.measuring.inputs import inputs_of_program, inputs_of_specs
 from flowopt.measuring.peaks import measured_peaks
 from flowopt.measuring.process import ContenderFailedError
 from flowopt.measuring.rounds import Plan
+from flowopt.program.loading.trust import Trust
 from flowopt.program.program import Program
 from flowopt.program.to_exported import to_exported
 from flowopt.report.bench import BenchCell, BenchReport
 from flowopt.runtime.artifact import Artifact
+from flowopt.runtime.layout import TVM_MODEL
+from flowopt.runtime.tvm_package import tvm_package
 from flowopt.workflows.versions import versions
 
 _LONGEST = 128
@@ -44,6 +47,7 @@ def bench(
     plan: Plan | None = None,
     folder: str | Path | None = None,
     names: Sequence[str] = (),
+    trust: Trust = "data",
     on_cell: Callable[[BenchCell], None] = lambda _: None,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> BenchReport:
@@ -62,6 +66,7 @@ def bench(
         plan: how long to measure.
         folder: keeps what competitors made, to be used again for the same model; by default it is forgotten.
         names: of the artifacts, in the report; by default their folders'.
+        trust: ``code`` for libraries of ``--target tvm``, which are machine code.
         on_cell: gets each cell as soon as it is measured.
         on_progress: gets one line per step.
 
@@ -77,7 +82,7 @@ def bench(
     require_known(wanted)
     if wanted and reference is None:
         raise UserError(f"--vs {', '.join(vs)} needs the model itself", hint="give it with --reference MODEL")
-    opened = [_opened(path) for path in artifacts]
+    opened = [_opened(path, trust) for path in artifacts]
     cells = [_checked(at, opened[0].dims) for at in sizes] or [_usual(opened[0].dims)]
     used = threads or _processors()
     labels = list(names) or [Path(path).resolve().name.removesuffix(".flowopt") for path in artifacts]
@@ -130,8 +135,10 @@ def bench_report(cells: Sequence[BenchCell], threads: int) -> BenchReport:
     return BenchReport(tuple(cells), _processor(), threads, today, versions(_TOOLS))
 
 
-def _opened(path: str | Path) -> Artifact:
-    artifact = Artifact.open(path)
+def _opened(path: str | Path, trust: Trust) -> Artifact:
+    artifact = Artifact.open(path, trust=trust)
+    if artifact.model_path.name == TVM_MODEL:
+        tvm_package()
     if artifact.model_path.suffix == ".onnx" and find_spec("onnxruntime") is None:
         raise MissingDependency(f"{path} runs in onnxruntime", hint='pip install "flowopt[bench,cpu]"')
     return artifact

@@ -17,6 +17,7 @@ from flowopt.runtime.torch_module import open_exported
 from flowopt.verification.evidence import Evidence
 from flowopt.verification.levels import Level
 from flowopt.verification.verify_outputs import Runner, verify_outputs
+from flowopt.workflows.lower_tvm import lowered_tvm
 
 Progress = Callable[[str], None]
 
@@ -43,7 +44,7 @@ class LoweredRun:
 
     @property
     def decisive(self) -> Verdict | None:
-        """The verdict on the file itself: the runtime with its optimisations off."""
+        """The verdict on the file itself: ONNX Runtime with its optimisations off, a library as it runs."""
         return self.levels[0].verdict if self.levels else None
 
 
@@ -78,6 +79,10 @@ def lower_and_verify(
         if target.backend == "torch":
             model, census = lower_to_torch(program, staging).model, {}
             run = _verified_torch(model, evidence, level, on_progress)
+        elif target.backend == "tvm":
+            found = lowered_tvm(program, staging, target, evidence, level, on_progress)
+            model, census = found.lowered.model, dict(found.lowered.census)
+            run = LoweredRun(found.levels, found.runtime, warnings=found.warnings)
         else:
             lowered, run = _lowered_onnx(program, staging, target, evidence, level, on_progress)
             model, census = lowered.model, dict(lowered.op_census)

@@ -9,6 +9,7 @@ from flowopt.errors import RequirementNotMet, UserError
 from flowopt.ir.text import operator_census
 from flowopt.lowering.targets import Target
 from flowopt.lowering.targets import target as target_named
+from flowopt.lowering.tvm.toolchain import require_toolchain
 from flowopt.pipeline.presets import DEFAULT_PRESET
 from flowopt.pipeline.registry import pass_class
 from flowopt.pipeline.runner import PipelineRun
@@ -58,6 +59,7 @@ def optimize(
     program: Program,
     *,
     target: str = "cpu",
+    arch: str | None = None,
     folder: str | Path | None = None,
     passes: str | Path | Pipeline = DEFAULT_PRESET,
     skip: Iterable[str] = (),
@@ -75,7 +77,9 @@ def optimize(
 
     Args:
         program: never changed.
-        target: ``cpu``, ``cuda`` (ONNX) or ``torch`` (``.pt2``).
+        target: ``cpu``, ``cuda`` (ONNX), ``torch`` (``.pt2``), ``tvm`` or ``tvm-cuda`` (a library of TVM's).
+        arch: for ``tvm-cuda`` the architecture, such as ``sm_90``; for ``tvm`` the processor as LLVM names it, by
+            default this machine's.
         folder: of the artifact; ``<name of the source>.flowopt`` by default.
         passes: preset, text form, a TOML file, or a Pipeline.
         skip: names of passes to leave out, beside those of a file.
@@ -94,12 +98,17 @@ def optimize(
         RequirementNotMet: fewer rewrites than required, or something worse than in the baseline; nothing is written.
         MalformedModel, ModelNotFound: the baseline.
         CannotWrite: the folder.
+        MissingDependency: what the target needs is not installed.
+        BackendFailed: TVM's compiler failed or crashed.
         UserError: an unknown target or pass, measured choices of another model, or an operator that cannot be lowered.
     """
-    wanted_target = target_named(target)
+    wanted_target = target_named(target, arch)
     if verify not in ("each", "final", "off"):
         raise UserError(f"verify={verify!r} must be each, final or off")
     require_level(level)
+    if wanted_target.backend == "tvm" and not dry_run:
+        # Before anything is verified: what is missing would be missing at the end, too.
+        require_toolchain(wanted_target.device, arch)
     for name in require or {}:
         pass_class(name)
     pipeline = passes if isinstance(passes, Pipeline) else Pipeline(passes, skip=skip)
@@ -123,7 +132,7 @@ def optimize(
     path = Path(folder) if folder is not None else default_folder(program)
 
     def accepted(done: LoweredRun) -> str:
-        made = settings.report(_outcome(wanted_target, done, run.records), done)
+        made = settings.report(_outcome(wanted_target, done, run.records, is_verified=evidence is not None), done)
         if least is not None:
             least.require_met(made)
         return to_json(made)
@@ -137,7 +146,8 @@ def optimize(
         level=level,
         on_progress=on_progress,
     )
-    report = settings.report(_outcome(wanted_target, lowered, run.records), lowered)
+    outcome = _outcome(wanted_target, lowered, run.records, is_verified=evidence is not None)
+    report = settings.report(outcome, lowered)
     # Not `or`: a verdict that found a difference is falsy.
     decisive = NOT_VERIFIED if lowered.decisive is None else with_budgets(lowered.decisive, run.records)
     written = bool(decisive) or decisive.outcome is Outcome.NOT_VERIFIED
@@ -153,13 +163,13 @@ def default_folder(program: Program) -> Path:
     return Path(re.sub(r"[^\w.-]+", "_", stem) + ".flowopt")
 
 
-def _outcome(target: Target, lowered: LoweredRun, records: Iterable[PassRecord]) -> str:
+def _outcome(target: Target, lowered: LoweredRun, records: Iterable[PassRecord], *, is_verified: bool) -> str:
     verdict = lowered.decisive
     if verdict is None:
-        return "not-verified"
+        return "compiled-not-run" if target.name == "tvm-cuda" and is_verified else "not-verified"
     if not verdict:
         return verdict.outcome.value
-    on_cpu = target.device == "cuda" and lowered.runtime.get("verified_on") != CUDA_PROVIDER
+    on_cpu = target.device == "cuda" and lowered.runtime.get("verified_on") not in (CUDA_PROVIDER, "cuda")
     if with_budgets(verdict, records).outcome is Outcome.APPROXIMATE and not on_cpu:
         return "approximate"
     return "verified-on-cpu" if on_cpu else "verified"

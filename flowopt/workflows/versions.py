@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-_PACKAGES = ("flowopt", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
+_PACKAGES = ("flowopt", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "apache-tvm")
 
 
 def versions(more: Sequence[str] = ()) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Lowering to TVM: import to Relax, kernels for the CPU and for CUDA, a library that runs without torch."""

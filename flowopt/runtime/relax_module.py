@@ -1,0 +1,56 @@
+"""Run a library that ``--target tvm`` made on torch's tensors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from flowopt.program.interface import Interface
+from flowopt.runtime.interface import parsed_interface
+from flowopt.runtime.relax_library import RelaxLibrary
+from flowopt.runtime.tvm_package import tvm_package
+
+# TVM takes no memory that begins elsewhere.
+_ALIGNMENT = 64
+
+
+@final
+class RelaxRunner:
+    """An opened library, and what it takes and returns."""
+
+    def __init__(self, library: RelaxLibrary) -> None:
+        self.library = library
+        self.interface: Interface = parsed_interface(library.metadata.interface)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every output by name, on the CPU; state that is not given takes its stored value."""
+        given = {name: _aligned(tensor) for name, tensor in inputs.items()}
+        results = self.library.call({name: self._on_device(tensor) for name, tensor in given.items()})
+        taken = {tensor.data_ptr() for tensor in given.values()}
+        found: dict[str, Tensor] = {}
+        for name, result in zip(self.library.outputs, results, strict=True):
+            tensor = torch.utils.dlpack.from_dlpack(result).cpu()
+            # What is returned as it came in is the caller's or the model's own memory.
+            shared = tensor.data_ptr() in taken or self.library.owns(tensor.data_ptr())
+            found[name] = tensor.clone() if shared else tensor
+        return found
+
+    def _on_device(self, tensor: Tensor) -> Any:
+        tvm = tvm_package()
+        here = tvm.runtime.from_dlpack(tensor)
+        if self.library.device == tvm.cpu():
+            return here
+        there = tvm.runtime.empty(here.shape, here.dtype, self.library.device)
+        return there.copyfrom(here)
+
+
+def open_relax(path: str | Path, *, threads: int | None = None, device: str | None = None) -> RelaxRunner:
+    """Load a library for torch's tensors; arguments and errors are those of ``RelaxLibrary.open``."""
+    return RelaxRunner(RelaxLibrary.open(path, threads=threads, device=device))
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    whole = tensor.detach().cpu().contiguous()
+    return whole if whole.data_ptr() % _ALIGNMENT == 0 else whole.clone()
