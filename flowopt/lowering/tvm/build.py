@@ -72,7 +72,9 @@ def build(folder: Path) -> dict[str, Any]:
     job = Job.read(folder)
     mapped = _mapped(folder / PARAMETERS_FILE)
     parameters = {name: tensors_of(tvm, mapped, table, tvm.cpu()) for name, table in job.parameters.items()}
-    module = tvm.ir.load_json((folder / MODULE_FILE).read_text(encoding="utf-8"))
+    stored = tvm.ir.load_json((folder / MODULE_FILE).read_text(encoding="utf-8"))
+    # What says that a name has no type yet is known by its identity, which a file does not keep.
+    module = tvm.IRModule({tvm.ir.GlobalVar(gv.name_hint): function for gv, function in stored.functions.items()})
     if job.loop is not None:
         module = with_rows(module, job.loop, parameters[ROWS])
     is_native = job.arch is None or job.device == "cuda"

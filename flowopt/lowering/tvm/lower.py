@@ -4,12 +4,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-import flowopt
 from flowopt.errors import UserError
 from flowopt.ir.loop_spec import Form
 from flowopt.lowering.sound_sampler import require_sound
@@ -148,7 +148,7 @@ def _lowered(
         parameters={name: [next(placed) for _ in part] for name, part in tensors.items()},
         state={name: next(placed) for name in states},
         loop=loop,
-        version=flowopt.__version__,
+        version=version("flowopt"),
         interface=described_interface(interface),
     )
     with tempfile.TemporaryDirectory(prefix="flowopt-tvm-", ignore_cleanup_errors=True) as scratch:
