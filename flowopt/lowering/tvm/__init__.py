@@ -1,0 +1,1 @@
+"""Lowering to libraries that Apache TVM compiles."""
