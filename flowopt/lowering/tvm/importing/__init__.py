@@ -1,0 +1,1 @@
+"""Relax forms of ATen operators, by family."""
