@@ -7,6 +7,7 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import tirx
+from tvm.ir import Expr
 from tvm.s_tir.dlight import gpu
 
 from flowopt.errors import InternalError
@@ -43,9 +44,9 @@ def with_kernels(module: Any, target: Any) -> Any:
     """
     scheduled = {}
     for name, function in module.functions_items():
-        if not isinstance(function, tirx.PrimFunc) or _is_scheduled(function):
+        if not isinstance(function, tirx.PrimFunc):
             continue
-        made = next(_launchable(function, target), None)
+        made = next(_launchable(function, target, () if _is_scheduled(function) else _RULES), None)
         if made is None:
             raise InternalError(
                 f"no schedule makes GPU kernels of {name.name_hint}",
@@ -62,32 +63,74 @@ def _is_scheduled(function: Any) -> bool:
     return bool(function.attrs is not None and function.attrs.get("tirx.is_scheduled", False))
 
 
-def _launchable(function: Any, target: Any) -> Iterator[Any]:
-    """What each rule makes of a function, where it can be launched."""
-    for rule in _RULES:
-        try:
-            made = rule.apply(function, target, False)
-            if made is None:
-                continue
-            kernels = made.mod["main"]
-            lowered = _lowered(kernels, target)
-        except _REFUSALS:
-            continue
-        if _fits(lowered):
-            yield kernels
+def _launchable(function: Any, target: Any, rules: tuple[Any, ...]) -> Iterator[Any]:
+    """What each rule makes of a function, and what it is without them, where it can be launched."""
+    for rule in rules:
+        made = _applied(rule, function, target)
+        if made is not None:
+            yield from _sound(made, target)
+    # Scatters, sorts and scans launch threads themselves.
+    yield from _sound(function, target)
+
+
+def _applied(rule: Any, function: Any, target: Any) -> Any:
+    try:
+        made = rule.apply(function, target, False)
+    except _REFUSALS:
+        return None
+    return None if made is None else made.mod["main"]
+
+
+def _sound(kernels: Any, target: Any) -> Iterator[Any]:
+    lowered = _lowered(kernels, target)
+    if lowered is not None and _compares_vectors(lowered):
+        # TVM writes a vector of comparisons as integers where CUDA wants one condition for each element.
+        kernels = tirx.transform.VectorizeLoop(False)(tvm.IRModule({"main": kernels}))["main"]
+        lowered = _lowered(kernels, target)
+    if lowered is None or _computes_on_host(lowered):
+        return
+    if all(_is_within_limits(kernel) for kernel in _kernels(lowered)):
+        yield kernels
 
 
 def _lowered(function: Any, target: Any) -> Any:
-    """Host and device functions; raises where a loop that reads or writes the GPU's memory is bound to no thread."""
+    """The host's function and the kernels that it launches; None where TVM cannot lower them."""
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     lower, _, _ = tvm.tirx.get_default_tir_pipeline(target)
-    with target:
-        return lower(tirx.transform.BindTarget(target)(module))
+    try:
+        with target:
+            return lower(tirx.transform.BindTarget(target)(module))
+    except _REFUSALS:
+        return None
 
 
-def _fits(module: Any) -> bool:
-    device = [function for function in module.functions.values() if function.attrs["target"].kind.name == "cuda"]
-    return all(_is_within_limits(function) for function in device)
+def _kernels(module: Any) -> list[Any]:
+    return [function for function in module.functions.values() if function.attrs["target"].kind.name == "cuda"]
+
+
+def _computes_on_host(module: Any) -> bool:
+    """Whether a loop is bound to no thread: it would read and write the GPU's memory from the processor.
+
+    TVM's own check, VerifyMemory, does not see it where a buffer was flattened.
+    """
+    stores: list[Any] = []
+    kernels = _kernels(module)
+    for function in module.functions.values():
+        if function not in kernels:
+            tvm_ffi.structural_walk(function.body, (tirx.BufferStore, stores.append), order="post")
+    return bool(stores)
+
+
+def _compares_vectors(module: Any) -> bool:
+    found: list[Any] = []
+
+    def visit(expression: Any) -> None:
+        if str(expression.ty).startswith("boolx"):
+            found.append(expression)
+
+    for kernel in _kernels(module):
+        tvm_ffi.structural_walk(kernel.body, (Expr, visit), order="post")
+    return bool(found)
 
 
 def _is_within_limits(kernel: Any) -> bool:
