@@ -112,8 +112,19 @@ class Maker:
             return tensor
         if dtype == "bool":
             # A plain cast keeps the lowest bit alone.
-            return self.emit(relax.op.not_equal(tensor, self.constant(0, dtype_of(tensor))))
+            return self.not_equal(tensor, self.constant(0, dtype_of(tensor)))
         return self.emit(relax.op.astype(tensor, dtype))
+
+    def not_equal(self, one: Any, other: Any) -> Any:
+        """Whether elements differ; TVM's own operator says that NaN differs from nothing."""
+        from tvm import relax
+
+        differ = self.emit(relax.op.not_equal(one, other))
+        if "float" not in dtype_of(one):
+            return differ
+        for operand in (one, other):
+            differ = self.emit(relax.op.logical_or(differ, relax.op.isnan(operand)))
+        return differ
 
     def result(self, tensor: Any) -> Any:
         """The tensor in the dtype that torch gives the result."""

@@ -18,7 +18,9 @@ def _compared(name: str) -> Converter:
         dtype = _common_dtype(make.node)
         if dtype == "bool":
             dtype = "int8"  # TVM orders no booleans
-        operands = (make.as_tensor(v, dtype) for v in (x, other))
+        operands = [make.as_tensor(v, dtype) for v in (x, other)]
+        if name == "not_equal":
+            return make.not_equal(*operands)
         return make.emit(getattr(relax.op, name)(*operands))
 
     return comparison
