@@ -92,7 +92,8 @@ def build(folder: Path) -> dict[str, Any]:
         interface=job.interface,
         device=job.device,
         arch=backend.arch,
-        features=tuple(sorted(processor_features(tvm, backend.processor))),
+        # Beside kernels for a GPU, the host's code is for any processor of its kind.
+        features=() if job.device == "cuda" else tuple(sorted(processor_features(tvm, backend.processor))),
         weights=name,
         tensors=tuple(table),
         parameters=len(flat),

@@ -1,6 +1,7 @@
 """Compiled modules as files that need no compiler where they run."""
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,19 @@ class CudaLibrary:
         """The CUDA source of all kernels; empty for a program without any."""
         return "\n".join(module.inspect_source("cuda") for module in self._device_modules())
 
-    def export_library(self, path: str | Path) -> None:
+    def export_library(self, path: str | Path, *, options: Sequence[str] = ()) -> None:
         """Write the shared library: ``tvm.runtime.load_module`` reads it on a machine with the GPU.
+
+        Args:
+            path: of the library.
+            options: of the linker's driver, in place of TVM's own.
 
         Raises:
             MissingDependency: there is no nvcc.
             InternalError: nvcc refuses the source, or TVM stores its modules in another form than expected.
         """
-        self.executable.export_library(str(path), fpack_imports=self._packed)
+        words = {"options": list(options)} if options else {}
+        self.executable.export_library(str(path), fpack_imports=self._packed, **words)
 
     def _device_modules(self) -> list[Any]:
         hosts = self.executable.mod.imports

@@ -1,0 +1,1 @@
+"""What TVM compiles for the CPU: kernels, and how they are scheduled."""

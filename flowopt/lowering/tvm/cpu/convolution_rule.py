@@ -1,0 +1,154 @@
+"""The schedule of convolutions: sums in registers, tile by tile, and everything that follows within the tile.
+
+For each tile, in parallel over all of them: the sums start at zero, run over input channels and taps with the tile
+unrolled, and are then taken through the elementwise operators fused behind the convolution and written.
+"""
+
+import math
+from typing import Any
+
+from tvm import s_tir, tirx
+
+from flowopt.lowering.tvm.cpu.convolution_stages import ANNOTATION, CHANNELS_FIRST, PADDED, PIXELS_FIRST, ROWS
+from flowopt.lowering.tvm.cpu.vector_registers import VectorRegisters, vector_registers
+
+# Taps along the last dimension are unrolled up to this many, so that pixels they share are loaded once.
+UNROLLED_TAPS = 3
+UNROLLED_ROW_TAPS = 7
+# Phases of a transposed convolution that are unrolled; sums of a phase that is not have no registers of their own.
+UNROLLED_PHASES = 16
+
+
+def schedule_convolution(schedule: Any, target: Any) -> bool:
+    """Schedules what the legalisation of convolutions makes, with any elementwise operators fused behind it.
+
+    Args:
+        schedule: of one function, which is left alone where it holds no convolution.
+        target: an LLVM target.
+
+    Returns:
+        Whether the function is scheduled now.
+    """
+    if _annotated(schedule, ANNOTATION) is None:
+        return False
+    if _inlined(schedule.copy()) is None:
+        last = schedule.get_sblock("result")
+        _schedule_elementwise(schedule, after=last)
+    else:
+        last = _inlined(schedule)
+    _schedule_tiles(schedule, _annotated(schedule, ANNOTATION), last, vector_registers(target))
+    return True
+
+
+def _inlined(schedule: Any) -> Any:
+    """The one block left behind the sums with all others computed in it; None where they do not all fit into one."""
+    shape = _extents(schedule, schedule.get_sblock("result"))
+    kept = [_annotated(schedule, mark) for mark in (ANNOTATION, PADDED)]
+    names = {schedule.get(block).name_hint for block in kept if block is not None}
+    blocks = [block for block in _blocks(schedule) if schedule.get(block).name_hint not in names]
+    try:
+        for block in blocks[:-1]:
+            schedule.compute_inline(block)
+    except s_tir.ScheduleError:
+        return None
+    # A broadcast to a larger shape reads one sum for many results, which no tile of sums would cover.
+    extents = _extents(schedule, blocks[-1])
+    if len(extents) != len(shape) or not all(_equal(a, b) for a, b in zip(extents, shape, strict=True)):
+        return None
+    return blocks[-1]
+
+
+def _schedule_tiles(schedule: Any, sums: Any, last: Any, registers: VectorRegisters) -> None:
+    order = str(schedule.get(sums).annotations[ANNOTATION])
+    shape = [axis.dom.extent for axis in schedule.get(sums).iter_vars if axis.iter_type == tirx.IterVar.DataPar]
+    rank = len(_extents(schedule, last)) - 2
+    by_rows = order == ROWS
+    if by_rows:
+        groups, channels, tile, phases = shape[1], shape[2 + rank], shape[3 + rank :], [1] * rank
+    else:
+        groups, channels, tile, phases = shape[1], shape[-1], shape[-1 - rank : -1], shape[2 : 2 + rank]
+
+    loops = schedule.get_loops(last)
+    batch, channel, places = loops[0], loops[1], loops[2:]
+    groups = int(groups)
+    group, channel = schedule.split(channel, [groups, None]) if groups > 1 else (None, channel)
+    block, member = schedule.split(channel, [None, int(channels)])
+    # The phases of a tile are computed together: a tile of one phase would be every second pixel, and not be inferred.
+    split = [
+        schedule.split(loop, [None, int(extent) * int(count)])
+        for loop, extent, count in zip(places, tile, phases, strict=True)
+    ]
+    outer, inner = [first for first, _ in split], [second for _, second in split]
+    group_loops = [] if group is None else [group]
+    if order == PIXELS_FIRST:
+        tiles = [batch, *group_loops, *outer, block]
+    elif order == CHANNELS_FIRST:
+        tiles = [*group_loops, block, batch, *outer]
+    else:
+        tiles = [batch, *group_loops, block, *outer]
+    schedule.reorder(*tiles, member, *inner)
+    # Before the loops are fused: which sums a tile needs is hard to read out of quotients of a fused loop.
+    schedule.compute_at(sums, tiles[-1], preserve_unit_loops=True)
+    schedule.parallel(schedule.fuse(*tiles))
+    _schedule_sums(schedule, sums, rank, by_rows, registers)
+
+    padded = _annotated(schedule, PADDED)
+    if padded is not None:
+        schedule.parallel(schedule.fuse(*schedule.get_loops(padded)[:2]))
+
+
+def _schedule_sums(schedule: Any, sums: Any, rank: int, by_rows: bool, registers: VectorRegisters) -> None:
+    loops = schedule.get_loops(sums)
+    reduction = loops[-1 - rank :]
+    values = loops[-2 - 2 * rank : -1 - rank]
+    # What is left are the loops over tiles, of extent 1 each, and those over phases.
+    phases = loops[1 : -2 - 2 * rank]
+    dtype = str(schedule.get(sums).writes[0].source.dtype)
+    lanes = min(int(schedule.get(values[-1]).extent), registers.lanes(dtype))
+    vectors, lane = schedule.split(values[-1], [None, lanes])
+    unrolled = [*values[:-1], vectors]
+    limit = UNROLLED_ROW_TAPS if by_rows else UNROLLED_TAPS
+    schedule.reorder(*reduction, *unrolled, lane)
+    schedule.vectorize(lane)
+    for loop in unrolled:
+        schedule.unroll(loop)
+    if int(schedule.get(reduction[-1]).extent) <= limit:
+        schedule.unroll(reduction[-1])
+        if by_rows and rank > 1 and int(schedule.get(reduction[-2]).extent) <= UNROLLED_TAPS:
+            schedule.unroll(reduction[-2])
+    if not by_rows and math.prod(int(schedule.get(loop).extent) for loop in phases) <= UNROLLED_PHASES:
+        for loop in phases:
+            schedule.unroll(loop)
+    schedule.decompose_reduction(sums, reduction[0])
+    schedule.set_scope(sums, 0, "local")
+
+
+def _schedule_elementwise(schedule: Any, after: Any) -> None:
+    """Schedules what could not be computed within the tiles, each block by itself."""
+    names = [schedule.get(block).name_hint for block in _blocks(schedule)]
+    first = names.index(schedule.get(after).name_hint) + 1
+    for name in names[first:]:
+        loops = schedule.get_loops(schedule.get_sblock(name))
+        if len(loops) > 1:
+            schedule.parallel(schedule.fuse(*loops[:-1]))
+
+
+def _blocks(schedule: Any) -> list[Any]:
+    return list(schedule.get_child_blocks(schedule.get_sblock("root")))
+
+
+def _annotated(schedule: Any, mark: str) -> Any:
+    for block in _blocks(schedule):
+        if mark in schedule.get(block).annotations:
+            return block
+    return None
+
+
+def _extents(schedule: Any, block: Any) -> list[Any]:
+    return [axis.dom.extent for axis in schedule.get(block).iter_vars]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    from tvm import sym
+
+    return bool(sym.Analyzer().can_prove_equal(one, other))
