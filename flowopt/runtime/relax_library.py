@@ -132,7 +132,7 @@ def _machine(tvm: Any, path: Path, device: Any) -> Any:
         copy = Path(folder) / TVM_MODEL
         shutil.copyfile(path, copy)
         try:
-            return tvm.relax.VirtualMachine(tvm.runtime.load_module(str(copy)), device)
+            return tvm.runtime.vm.VirtualMachine(tvm.runtime.load_module(str(copy)), device)
         # TVM raises RuntimeError and subclasses of it, the loader OSError.
         except (RuntimeError, OSError, ValueError, AttributeError) as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -143,7 +143,9 @@ def _machine(tvm: Any, path: Path, device: Any) -> Any:
 
 def _require_processor(tvm: Any, metadata: LibraryMetadata, path: Path) -> None:
     """An instruction that the processor lacks would end the process without a word."""
-    lacking = sorted(set(metadata.features) - processor_features(tvm))
+    # TVM's runtime alone, without its compiler, does not know processors.
+    knows = metadata.features and tvm.get_global_func("target.llvm_get_system_cpu", allow_missing=True)
+    lacking = sorted(set(metadata.features) - processor_features(tvm)) if knows else []
     if lacking:
         shown = ", ".join(lacking[:4]) + (", ..." if len(lacking) > 4 else "")
         raise UserError(

@@ -18,8 +18,8 @@ from flowopt.lowering.tvm.compiler import run_compiler
 from flowopt.lowering.tvm.imported import imported
 from flowopt.lowering.tvm.job import LIBRARY_FILE, MODULE_FILE, PARAMETERS_FILE, WEIGHTS_FILE, Device, Job, Kind
 from flowopt.lowering.tvm.loop import EPILOGUE, MAIN, PROLOGUE, ROWS, STEP, LoopNames
+from flowopt.lowering.tvm.parameters import chunks_of, table_of
 from flowopt.lowering.tvm.toolchain import require_toolchain
-from flowopt.lowering.tvm.weights import chunks_of, table_of
 from flowopt.program.interface import Interface
 from flowopt.program.program import Program
 from flowopt.program.sampler_program import SamplerProgram
