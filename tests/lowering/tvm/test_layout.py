@@ -73,6 +73,8 @@ FREE: dict[str, Callable[[Tensor], Any]] = {
     "ends": lambda x: [x[:, 1:], x[:, :-1], x[:, -1], x[:, -1:], x[:, ::2]],
     "ranges": lambda x: [torch.arange(x.shape[1]) * x[..., 0], torch.arange(x.shape[1] * 2) + 1],
     "made_of_sizes": lambda x: [torch.ones(x.shape[0], 2) * x.shape[1], x.new_full((x.shape[1],), 2), x / x.shape[1]],
+    "numbers_of_sizes": lambda x: [x * x.shape[1] ** -0.5, x / (x.shape[0] * 1.5), x * (x.shape[1] / 3)],
+    "bounds_of_sizes": lambda x: [x * torch.sym_max(x.shape[1], 5), x < x.shape[1] ** 0.5],
     "merged_axes": lambda x: x.transpose(0, 1).reshape(x.shape[1], -1) * 2,
     "doubled": lambda x: torch.cat([x, x], 1)[:, x.shape[1] :],
     "moved": lambda x: [F.pad(x, (0, 0, 1, 2)), x.roll(2, 1), x.flip(1), x.tril(), x.repeat(2, 1, 1)],

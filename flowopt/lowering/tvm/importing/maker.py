@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from flowopt.lowering.tvm.importing.sizes import size_expression
+from flowopt.lowering.tvm.importing.sizes import number_expression, size_expression
 
 Value = Any  # a Relax variable, a number, a size (an int64 expression), None, or a tuple of them
 
@@ -35,6 +35,10 @@ class Maker:
     def size(self, size: Any) -> Any:
         """A recorded size as an int64 expression."""
         return size_expression(size, self._variables)
+
+    def number(self, number: torch.SymFloat) -> Any:
+        """A floating number made of sizes as a float64 expression."""
+        return number_expression(number, self._variables)
 
     @property
     def out_dtype(self) -> str:
