@@ -12,6 +12,8 @@ that it finds. A line of output is one model at one set of sizes:
 """
 
 import argparse
+import contextlib
+import ctypes
 import shutil
 import sys
 import tempfile
@@ -20,7 +22,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).resolve().parents[2]
 _MODELS = ("gpt2", "llama", "bert", "vit", "resnet", "t5", "mixtral", "dit", "unet2d", "mamba")
 _CALLS = 50
 
@@ -47,7 +48,23 @@ def main(arguments: Sequence[str]) -> int:
     return 2
 
 
+def _load_cuda_runtime() -> None:
+    """TVM's CUDA half needs libcudart.so.13, and leaves itself out without a word where the loader finds none.
+
+    PyPI's packages, torch's among them, put it where no loader looks.
+    """
+    folders = [*sys.path, "/usr/local/cuda", "/usr/local/cuda-13.0"]
+    places = [Path(folder, name) for folder in folders for name in ("nvidia/cu13/lib", "lib64") if folder]
+    for path in ["libcudart.so.13", *(str(place / "libcudart.so.13") for place in places)]:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+            print(f"CUDA runtime {path}")
+            return
+    print("CUDA runtime libcudart.so.13 not found; pip install 'nvidia-cuda-runtime==13.*'")
+
+
 def _print_machine() -> None:
+    _load_cuda_runtime()
     import tvm
 
     device = tvm.cuda(0)
@@ -62,7 +79,7 @@ def _own_architecture() -> str:
 
 
 def _precompile(folder: Path, arch: str, names: Sequence[str]) -> int:
-    sys.path.insert(0, str(_ROOT))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from flowopt.errors import FlowoptError
 
     folder.mkdir(parents=True, exist_ok=True)

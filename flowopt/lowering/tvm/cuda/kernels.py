@@ -12,14 +12,12 @@ from tvm.s_tir.dlight import gpu
 
 from flowopt.errors import InternalError
 from flowopt.lowering.tvm.cuda.architecture import MAX_THREADS, PRIVATE_BYTES, SHARED_BYTES
-from flowopt.lowering.tvm.cuda.row_reduction import RowReduction
 
 # In this order; the last takes everything whose loops it can bind, one thread for each element.
 _RULES: tuple[Any, ...] = (
     gpu.Matmul(),
     gpu.GEMV(),
     gpu.Reduction(),
-    RowReduction(),
     gpu.GeneralReduction(),
     gpu.Transpose(),
     gpu.Fallback(),

@@ -21,7 +21,7 @@ def compiled_for_cuda(module: Any, arch: str) -> CudaLibrary:
     """Compile every operator of a module into kernels for an architecture.
 
     float32 stays float32: products are fused multiply-adds on CUDA cores, not TF32 on tensor cores, and functions
-    are CUDA's accurate ones. float16 products of 64 and more run on tensor cores.
+    are CUDA's accurate ones.
 
     Args:
         module: an ``IRModule`` whose ``main`` takes inputs and then parameters; dimensions may be free.
