@@ -96,9 +96,12 @@ def _schedule_tiles(schedule: Any, sums: Any, last: Any, registers: VectorRegist
     schedule.parallel(schedule.fuse(*tiles))
     _schedule_sums(schedule, sums, rank, by_rows, registers)
 
-    padded = _annotated(schedule, PADDED)
-    if padded is not None:
-        schedule.parallel(schedule.fuse(*schedule.get_loops(padded)[:2]))
+    copies = [block for block in _blocks(schedule) if PADDED in schedule.get(block).annotations]
+    if copies:
+        image = schedule.fuse(*schedule.get_loops(copies[-1])[:2])
+        for block in copies[:-1]:
+            schedule.compute_at(block, image, preserve_unit_loops=True)
+        schedule.parallel(image)
 
 
 def _schedule_sums(schedule: Any, sums: Any, rank: int, by_rows: bool, registers: VectorRegisters) -> None:
