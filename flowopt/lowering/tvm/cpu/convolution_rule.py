@@ -31,31 +31,35 @@ def schedule_convolution(schedule: Any, target: Any) -> bool:
     """
     if _annotated(schedule, ANNOTATION) is None:
         return False
-    if _inlined(schedule.copy()) is None:
-        last = schedule.get_sblock("result")
-        _schedule_elementwise(schedule, after=last)
-    else:
-        last = _inlined(schedule)
+    last = _inlined(schedule)
+    _schedule_elementwise(schedule, after=last)
     _schedule_tiles(schedule, _annotated(schedule, ANNOTATION), last, vector_registers(target))
     return True
 
 
 def _inlined(schedule: Any) -> Any:
-    """The one block left behind the sums with all others computed in it; None where they do not all fit into one."""
+    """The block in which as much as possible of what follows the sums has been computed: the one that reads them."""
+    names = [schedule.get(block).name_hint for block in _others(schedule)]
     shape = _extents(schedule, schedule.get_sblock("result"))
-    kept = [_annotated(schedule, mark) for mark in (ANNOTATION, PADDED)]
-    names = {schedule.get(block).name_hint for block in kept if block is not None}
-    blocks = [block for block in _blocks(schedule) if schedule.get(block).name_hint not in names]
+    for end in range(len(names) - 1, names.index("result"), -1):
+        # A broadcast to a larger shape reads one sum for many results, which no tile of sums would cover.
+        if _same_shape(_extents(schedule, schedule.get_sblock(names[end])), shape):
+            attempt = schedule.copy()
+            if _inline(attempt, names[:end], names[end]):
+                _inline(schedule, names[:end], names[end])
+                return schedule.get_sblock(names[end])
+    return schedule.get_sblock("result")
+
+
+def _inline(schedule: Any, names: list[str], last: str) -> bool:
+    """Whether the named blocks could be computed in their readers, and the sums are left with one reader, ``last``."""
     try:
-        for block in blocks[:-1]:
-            schedule.compute_inline(block)
+        for name in names:
+            schedule.compute_inline(schedule.get_sblock(name))
     except s_tir.ScheduleError:
-        return None
-    # A broadcast to a larger shape reads one sum for many results, which no tile of sums would cover.
-    extents = _extents(schedule, blocks[-1])
-    if len(extents) != len(shape) or not all(_equal(a, b) for a, b in zip(extents, shape, strict=True)):
-        return None
-    return blocks[-1]
+        return False
+    readers = schedule.get_consumers(_annotated(schedule, ANNOTATION))
+    return [schedule.get(reader).name_hint for reader in readers] == [last]
 
 
 def _schedule_tiles(schedule: Any, sums: Any, last: Any, registers: VectorRegisters) -> None:
@@ -92,9 +96,12 @@ def _schedule_tiles(schedule: Any, sums: Any, last: Any, registers: VectorRegist
     schedule.parallel(schedule.fuse(*tiles))
     _schedule_sums(schedule, sums, rank, by_rows, registers)
 
-    padded = _annotated(schedule, PADDED)
-    if padded is not None:
-        schedule.parallel(schedule.fuse(*schedule.get_loops(padded)[:2]))
+    copies = [block for block in _blocks(schedule) if PADDED in schedule.get(block).annotations]
+    if copies:
+        image = schedule.fuse(*schedule.get_loops(copies[-1])[:2])
+        for block in copies[:-1]:
+            schedule.compute_at(block, image, preserve_unit_loops=True)
+        schedule.parallel(image)
 
 
 def _schedule_sums(schedule: Any, sums: Any, rank: int, by_rows: bool, registers: VectorRegisters) -> None:
@@ -125,12 +132,18 @@ def _schedule_sums(schedule: Any, sums: Any, rank: int, by_rows: bool, registers
 
 def _schedule_elementwise(schedule: Any, after: Any) -> None:
     """Schedules what could not be computed within the tiles, each block by itself."""
-    names = [schedule.get(block).name_hint for block in _blocks(schedule)]
-    first = names.index(schedule.get(after).name_hint) + 1
-    for name in names[first:]:
+    names = [schedule.get(block).name_hint for block in _others(schedule)]
+    last = schedule.get(after).name_hint
+    for name in names:
         loops = schedule.get_loops(schedule.get_sblock(name))
-        if len(loops) > 1:
+        if name != last and len(loops) > 1:
             schedule.parallel(schedule.fuse(*loops[:-1]))
+
+
+def _others(schedule: Any) -> list[Any]:
+    """The blocks that are neither the sums nor their padded input."""
+    marks = (ANNOTATION, PADDED)
+    return [block for block in _blocks(schedule) if not any(m in schedule.get(block).annotations for m in marks)]
 
 
 def _blocks(schedule: Any) -> list[Any]:
@@ -148,7 +161,8 @@ def _extents(schedule: Any, block: Any) -> list[Any]:
     return [axis.dom.extent for axis in schedule.get(block).iter_vars]
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _same_shape(one: list[Any], other: list[Any]) -> bool:
     from tvm import sym
 
-    return bool(sym.Analyzer().can_prove_equal(one, other))
+    analyzer = sym.Analyzer()
+    return len(one) == len(other) and all(analyzer.can_prove_equal(a, b) for a, b in zip(one, other, strict=True))

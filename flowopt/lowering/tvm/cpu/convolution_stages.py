@@ -155,27 +155,35 @@ def _padded(data: Any, geometry: Geometry, positions: list[Any], residues: int =
     from tvm import sym, te, tirx
 
     sizes = [axis.padded_size(count) for axis, count in zip(geometry.axes, positions, strict=True)]
+    columns = _divided(sizes[-1], residues)
+    if residues > 1:
+        sizes[-1] = columns * residues
+    channels = geometry.groups * geometry.in_channels
     analyzer = sym.Analyzer()
     fits = all(
         axis.zeros_before == 0 and analyzer.can_prove(size <= axis.size)
         for axis, size in zip(geometry.axes, sizes, strict=True)
     )
-    if fits and residues == 1 and str(data.dtype) == geometry.sum_dtype:
-        return data
 
     def value(batch: Any, channel: Any, *place: Any) -> Any:
-        if residues > 1:
-            place = (*place[:-2], place[-1] * residues + place[-2])
         sources = [p - axis.zeros_before for p, axis in zip(place, geometry.axes, strict=True)]
         inside = [s >= 0 for s, axis in zip(sources, geometry.axes, strict=True) if axis.zeros_before > 0]
         inside += [s < axis.size for s, axis in zip(sources, geometry.axes, strict=True)]
         element = data(batch, channel, *sources).astype(geometry.sum_dtype)
         return tirx.if_then_else(tirx.all(*inside), element, tirx.const(0, geometry.sum_dtype))
 
-    if residues > 1:
-        sizes[-1:] = [residues, _divided(sizes[-1], residues)]
-    shape = (geometry.batch, geometry.groups * geometry.in_channels, *sizes)
-    return te.compute(shape, value, name="padded", attrs={PADDED: 1})
+    source = data
+    if not fits or str(data.dtype) != geometry.sum_dtype:
+        source = te.compute((geometry.batch, channels, *sizes), value, name="padded", attrs={PADDED: 1})
+    if residues == 1:
+        return source
+    # Not in one stage with the zeros: a copy that leaves values out is done in vectors only if it tests nothing.
+    return te.compute(
+        (geometry.batch, channels, *sizes[:-1], residues, columns),
+        lambda *index: source(*index[:-2], index[-1] * residues + index[-2]),
+        name="columns",
+        attrs={PADDED: 1},
+    )
 
 
 def _member(channel: Any, geometry: Geometry) -> tuple[Any, Any]:
