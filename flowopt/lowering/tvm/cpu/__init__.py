@@ -1,0 +1,1 @@
+"""Kernels for LLVM targets: legalisation, tiles and schedules."""
