@@ -1,1 +1,1 @@
-"""What TVM compiles for the CPU: kernels, and how they are scheduled."""
+"""Kernels for LLVM targets: legalisation, tiles and schedules."""

@@ -1,0 +1,36 @@
+"""The schedule rules, tried in this order; the first that applies decides.
+
+A rule takes a schedule of one function and returns whether it applied; it may raise ScheduleError, which counts as no.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import s_tir, tirx
+from tvm.s_tir import ScheduleError
+
+from flowopt.lowering.tvm.cpu.elementwise import schedule_elementwise
+from flowopt.lowering.tvm.cpu.fallback import schedule_fallback
+from flowopt.lowering.tvm.cpu.tiled import schedule_tiled
+
+RULES: tuple[Callable[[Any, Any], bool], ...] = (schedule_tiled, schedule_elementwise, schedule_fallback)
+
+
+def scheduled(function: Any, target: Any) -> Any:
+    """The function under the first rule that applies; unchanged when none does."""
+    for rule in RULES:
+        schedule = s_tir.Schedule(function)
+        try:
+            if rule(schedule, target):
+                return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+        except ScheduleError:
+            continue
+    return function
+
+
+def with_schedules(module: Any, target: Any) -> Any:
+    """The module with every kernel scheduled that is not yet."""
+    for variable, function in module.functions_items():
+        if isinstance(function, tirx.PrimFunc) and not (function.attrs or {}).get("tirx.is_scheduled"):
+            module[variable] = scheduled(function, target)
+    return module
