@@ -11,6 +11,7 @@ import numpy as np
 
 from flowopt.errors import MalformedModel, MissingDependency, ModelNotFound, UserError
 from flowopt.formats.digest import file_sha256
+from flowopt.runtime.cuda_runtime import load_cuda_backend
 from flowopt.runtime.layout import TVM_MODEL, weights_name
 from flowopt.runtime.library_metadata import LibraryMetadata, StoredTensor, numpy_dtype, read_metadata
 from flowopt.runtime.tvm_package import tvm_package
@@ -160,6 +161,8 @@ def _device(tvm: Any, metadata: LibraryMetadata, wanted: str | None, path: Path)
             f"{path} was compiled for {metadata.device}, not for {wanted}",
             hint=f"build it with --target {'tvm-cuda' if wanted == 'cuda' else 'tvm'}",
         )
+    if metadata.device == "cuda":
+        load_cuda_backend(tvm)
     device = tvm.device(metadata.device, 0)
     if not device.exist:
         raise MissingDependency(

@@ -1,9 +1,11 @@
 """The package tvm: whether it is there, and whether it is Apache TVM. Imports no torch of its own."""
 
 import importlib.metadata
+import sys
 from typing import Any
 
 from flowopt.errors import MissingDependency
+from flowopt.runtime.cuda_runtime import load_cuda_backend, load_cuda_runtime
 
 _INSTALL = 'pip install "flowopt[tvm]"'
 
@@ -17,6 +19,8 @@ def tvm_package() -> Any:
     foreign = _version("tvm") is not None
     repair = f"pip uninstall -y tvm && {_INSTALL}" if foreign else _INSTALL
     why = "the installed package 'tvm' is an unrelated project; Apache TVM is called 'apache-tvm'" if foreign else ""
+    if "tvm" not in sys.modules:
+        load_cuda_runtime()
     try:
         import tvm
         import tvm.runtime.vm
@@ -25,6 +29,7 @@ def tvm_package() -> Any:
             raise MissingDependency(
                 "apache-tvm is installed, but does not import", why=why or str(error), hint=repair
             ) from error
+        why = why or ("" if isinstance(error, ModuleNotFoundError) and error.name == "tvm" else str(error))
         raise MissingDependency("the targets tvm and tvm-cuda need apache-tvm", why=why, hint=repair) from error
     if not hasattr(tvm.runtime.vm, "VirtualMachine"):
         raise MissingDependency(
@@ -41,6 +46,7 @@ def cuda_device_available() -> bool:
         tvm = tvm_package()
     except MissingDependency:
         return False
+    load_cuda_backend(tvm)
     return bool(tvm.cuda(0).exist)
 
 

@@ -162,10 +162,10 @@ def _measured(library: Path) -> Iterator[tuple[str, bool]]:
     """A line for each case of a library, and whether its numbers are near."""
     import numpy
     import tvm
-    from tvm import relax
+    import tvm.runtime.vm
 
     device = tvm.cuda(0)
-    machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), device)
+    machine = tvm.runtime.vm.VirtualMachine(tvm.runtime.load_module(str(library)), device)
     arrays = numpy.load(library.with_suffix(".npz"))
 
     def named(prefix: str) -> list[Any]:

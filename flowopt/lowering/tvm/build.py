@@ -35,11 +35,12 @@ class _Backend:
         return self.job.arch if self.job.device == "cuda" and self.job.arch else self.processor
 
     def scheduled(self, module: Any) -> Any:
-        if self.job.device == "cuda" or self.job.kind == "plain":
+        if self.job.device == "cuda":
             return module
-        from flowopt.lowering.tvm.cpu.pipeline import scheduled_for_cpu
+        from flowopt.lowering.tvm.cpu.pipeline import plain_for_cpu, scheduled_for_cpu
 
-        return scheduled_for_cpu(module, _llvm_target(self.processor))
+        kernels = plain_for_cpu if self.job.kind == "plain" else scheduled_for_cpu
+        return kernels(module, _llvm_target(self.processor))
 
     def compiled(self, module: Any) -> Any:
         if self.job.device == "cuda":
@@ -76,7 +77,7 @@ def build(folder: Path) -> dict[str, Any]:
     parameters = {name: tensors_of(tvm, mapped, table, tvm.cpu()) for name, table in job.parameters.items()}
     stored = tvm.ir.load_json((folder / MODULE_FILE).read_text(encoding="utf-8"))
     # What says that a name has no type yet is known by its identity, which a file does not keep.
-    module = tvm.IRModule({tvm.ir.GlobalVar(gv.name_hint): function for gv, function in stored.functions.items()})
+    module = tvm.IRModule({_named(tvm, gv, function): function for gv, function in stored.functions.items()})
     if job.loop is not None:
         module = with_rows(module, job.loop, parameters[ROWS])
     is_native = job.arch is None or job.device == "cuda"
@@ -104,6 +105,10 @@ def build(folder: Path) -> dict[str, Any]:
     whole = _with_metadata(tvm, tvm.relax.transform.BundleModelParams()(module), metadata.text())
     backend.compiled(whole).export_library(str(folder / LIBRARY_FILE), options=list(_LINKING))
     return {"census": dict(sorted(census.items())), "weights": name is not None}
+
+
+def _named(tvm: Any, variable: Any, function: Any) -> Any:
+    return tvm.ir.GlobalVar(variable.name_hint) if isinstance(function, tvm.relax.Function) else variable
 
 
 def _llvm_target(processor: str) -> Any:

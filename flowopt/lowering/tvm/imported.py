@@ -33,7 +33,25 @@ class Imported:
 
 
 def imported(program: Program) -> Imported:
-    """The program as a Relax module whose weights are arguments.
+    """The program as a Relax module whose weights are arguments of its function ``main``.
+
+    Raises:
+        UserError: as for ``imported_into``.
+    """
+    from tvm import relax
+
+    builder = relax.BlockBuilder()
+    parameters = imported_into(builder, program, "main")
+    return Imported(builder.get(), parameters)
+
+
+def imported_into(builder: Any, program: Program, name: str) -> tuple[str, ...]:
+    """Add the program to a module, as a function of a name; names in ``program.tensors`` of its last arguments.
+
+    Args:
+        builder: the ``relax.BlockBuilder`` of the module.
+        program: its free dimensions stay free.
+        name: of the function.
 
     Raises:
         UserError: an operator, a dtype or a size that TVM has no form for; with the user's source line.
@@ -46,10 +64,9 @@ def imported(program: Program) -> Imported:
     exported = decomposed(exporter_input(program))
     variables = {d.symbol: tirx.Var(d.name, "int64") for d in program.dims}
     try:
-        module, parameters = translated(exported, variables, _scalars(program), _bounds(program))
+        return translated(exported, variables, _scalars(program), _bounds(program), builder, name)
     except Untranslatable as error:
         raise _refusal(error.node, error.reason) from error
-    return Imported(module, parameters)
 
 
 def _scalars(program: Program) -> Mapping[str, Tensor]:

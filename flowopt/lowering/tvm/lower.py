@@ -15,7 +15,7 @@ from flowopt.ir.loop_spec import Form
 from flowopt.lowering.sound_sampler import require_sound
 from flowopt.lowering.staging import Staging
 from flowopt.lowering.tvm.compiler import run_compiler
-from flowopt.lowering.tvm.imported import imported
+from flowopt.lowering.tvm.imported import imported_into
 from flowopt.lowering.tvm.job import LIBRARY_FILE, MODULE_FILE, PARAMETERS_FILE, WEIGHTS_FILE, Device, Job, Kind
 from flowopt.lowering.tvm.loop import EPILOGUE, MAIN, PROLOGUE, ROWS, STEP, LoopNames
 from flowopt.lowering.tvm.parameters import chunks_of, table_of
@@ -129,14 +129,14 @@ def _lowered(
     wanted: Compilation,
 ) -> LoweredTvm:
     tvm = require_toolchain(wanted.device, wanted.arch)
+    from tvm import relax
+
     staging.require_space(2 * sum(program.parameter_bytes for program in programs.values()))
-    module = tvm.IRModule()
+    builder = relax.BlockBuilder()
     tensors = dict(tables)
     states: dict[str, Tensor] = {}
     for name, program in programs.items():
-        found = imported(program)
-        module[name] = found.module[MAIN].with_attr("global_symbol", name)
-        tensors[name] = [program.tensors[one] for one in found.parameters]
+        tensors[name] = [program.tensors[one] for one in imported_into(builder, program, name)]
         states |= {i.name: program.tensors[i.state] for i in program.inputs if i.state is not None}
     everything = [*(one for part in tensors.values() for one in part), *states.values()]
     table = table_of(everything)
@@ -153,7 +153,7 @@ def _lowered(
     )
     with tempfile.TemporaryDirectory(prefix="flowopt-tvm-", ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch)
-        (folder / MODULE_FILE).write_text(tvm.ir.save_json(module), encoding="utf-8")
+        (folder / MODULE_FILE).write_text(tvm.ir.save_json(builder.get()), encoding="utf-8")
         with (folder / PARAMETERS_FILE).open("wb") as file:
             for piece in chunks_of(everything, table):
                 file.write(piece)

@@ -46,8 +46,15 @@ def scheduled_for_cpu(module: Any, target: Any) -> Any:
         return with_schedules(Sequential(fusion)(module), target)
 
 
+def plain_for_cpu(module: Any, target: Any) -> Any:
+    """The module with TVM's own kernels, one for each operator, none of them scheduled: slow, and nobody's doing."""
+    legalised = [relax.backend.DispatchSampling(), relax.backend.DispatchSortScan(), relax.transform.LegalizeOps()]
+    with target:
+        return Sequential(legalised)(module)
+
+
 def compiled_for_cpu(module: Any, target: Any) -> Any:
-    """The executable of a module that ``scheduled_for_cpu`` returned."""
+    """The executable of a module that ``scheduled_for_cpu`` or ``plain_for_cpu`` returned."""
     register_vector_math()
     return tvm.compile(module, target=target, relax_pipeline=Sequential(_lowering()))
 

@@ -1,9 +1,9 @@
-"""The vector registers of a target, from which every tile size is derived."""
+"""The registers of a target in float32, from which the tiles of products are derived."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.target.codegen import llvm_get_vector_width, target_has_features
+from flowopt.lowering.tvm.cpu.vector_registers import vector_registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +15,6 @@ class Registers:
 
 
 def registers_of(target: Any) -> Registers:
-    """Lanes of float32 and number of registers of an LLVM target.
-
-    AVX-512 and 64-bit ARM have 32 vector registers, older x86 has 16. An unknown width counts as 128 bits, which every
-    64-bit processor has.
-    """
-    bits = max(int(llvm_get_vector_width(target)), 128)
-    wide = bits >= 512 or target_has_features("neon", target)
-    return Registers(lanes=bits // 32, count=32 if wide else 16)
+    """Lanes of float32 and number of registers of an LLVM target."""
+    found = vector_registers(target)
+    return Registers(lanes=found.lanes("float32"), count=found.count)

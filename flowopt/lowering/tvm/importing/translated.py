@@ -38,21 +38,24 @@ def translated(
     variables: Mapping[str, Any],
     constants: Mapping[str, Tensor],
     attributes: Mapping[str, Any],
-) -> tuple[Any, tuple[str, ...]]:
-    """An ``IRModule`` with the function ``main(inputs..., parameters...)``, and what the parameters are.
+    builder: Any,
+    name: str,
+) -> tuple[str, ...]:
+    """Add a function ``name(inputs..., parameters...)`` to a module; what the parameters are.
 
     Args:
         exported: functional graph; every stored tensor is a buffer of it.
         variables: symbol name to the ``tirx.Var`` that stands for it.
         constants: stored tensors, by target, that are bound in the function instead of passed to it.
         attributes: of the function.
+        builder: the ``relax.BlockBuilder`` of the module.
+        name: of the function.
 
     Raises:
         Untranslatable: see there.
     """
     from tvm import relax
 
-    builder = relax.BlockBuilder()
     make = Maker(builder, variables)
     stored = exported.graph_signature.inputs_to_buffers
     graph = exported.graph
@@ -62,7 +65,7 @@ def translated(
     passed = [n for n in read if stored[n.name] not in constants]
     values: dict[fx.Node, Value] = {n: _argument(make, n) for n in (*inputs, *passed)}
     whole = {**attributes, "num_input": len(inputs)}
-    with builder.function("main", [values[n] for n in (*inputs, *passed)], attrs=whole):
+    with builder.function(name, [values[n] for n in (*inputs, *passed)], attrs=whole):
         with builder.dataflow():
             for node in read:
                 if node not in values:
@@ -74,7 +77,7 @@ def translated(
             returned: Any = graph.output_node().args[0]
             result = builder.emit_output(relax.Tuple([_returned(make, values[n]) for n in returned]))
         builder.emit_func_output(result)
-    return builder.get(), tuple(stored[n.name] for n in passed)
+    return tuple(stored[n.name] for n in passed)
 
 
 def _argument(make: Maker, node: fx.Node) -> Any:
