@@ -7,7 +7,15 @@ memory.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flowopt.lowering.tvm.importing.maker import Maker, Unsupported, Value, axis_of, dtype_of, fixed, rank_of, shape_of
+from flowopt.lowering.tvm.importing.maker import (
+    Maker,
+    Unsupported,
+    Value,
+    axis_of,
+    dtype_of,
+    rank_of,
+    shape_of,
+)
 
 Converter = Callable[..., Any]
 
@@ -80,12 +88,13 @@ def _index_put(make: Maker, x: Any, indices: Sequence[Any], values: Any, accumul
     """One index of rows, or a boolean mask with one value."""
     from tvm import relax
 
-    if len(indices) == 1 and dtype_of(indices[0]) == "bool" and fixed(_count(shape_of(values))) == 1 and not accumulate:
+    is_mask = len(indices) == 1 and indices[0] is not None and dtype_of(indices[0]) == "bool"
+    if is_mask and rank_of(values) == 0 and not accumulate:
         mask = indices[0]
         shown = make.reshape(mask, shape_of(mask) + [1] * (rank_of(x) - rank_of(mask)))
-        value = make.reshape(make.cast(values, dtype_of(x)), [])
+        value = make.cast(values, dtype_of(x))
         return make.broadcast(make.emit(relax.op.where(shown, value, x)), make.out_shape)
-    if len(indices) != 1 or indices[0] is None or rank_of(indices[0]) != 1 or dtype_of(indices[0]) == "bool":
+    if len(indices) != 1 or indices[0] is None or rank_of(indices[0]) != 1 or is_mask:
         raise Unsupported("writing at anything but one index of rows")
     rows = shape_of(indices[0])[0]
     shape = [rows, *shape_of(x)[1:]]
@@ -94,13 +103,6 @@ def _index_put(make: Maker, x: Any, indices: Sequence[Any], values: Any, accumul
         shape, lambda i, s, at: _inside(at(i[0]), s[0]), indices[0], sizes=shape_of(x)[:1], name="rows"
     )
     return make.emit(relax.op.scatter_elements(x, places, spread, 0, "add" if accumulate else "update"))
-
-
-def _count(shape: Sequence[Any]) -> Any:
-    total: Any = 1
-    for size in shape:
-        total = size * total
-    return total
 
 
 def _scatter(reduction: str) -> Converter:
