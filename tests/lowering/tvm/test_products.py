@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.lowering.tvm.compare import captured, require_equivalent, require_near, results
+from tests.lowering.tvm.compare import captured, compiled, require_equivalent, require_near, results
 
 pytest.importorskip("tvm")
 
@@ -107,3 +107,14 @@ def test_attention_of_free_lengths_hides_later_keys() -> None:
 
     program = captured(function, _random(2, 4, 5, 8), free={"x": {0: "batch", 2: "length"}})
     require_equivalent(program, (_random(2, 4, 5, 8),), (_random(1, 4, 9, 8),))
+
+
+def test_rows_are_multiplied_by_the_weight_of_their_group() -> None:
+    ends = torch.tensor([3, 3, 8, 9], dtype=torch.int32)  # the second group is empty, the last row in none
+    rows, weights = _random(10, 16, dtype=torch.bfloat16), _random(4, 16, 8, dtype=torch.bfloat16)
+    program = captured(lambda x, y: torch.ops.aten._grouped_mm.default(x, y, ends), rows, weights)
+    (found,) = compiled(program)({"x": rows, "y": weights}).values()
+    owners = [0, 0, 0, 2, 2, 2, 2, 2, 3]
+    exact = torch.stack([row @ weights.double()[k] for row, k in zip(rows.double(), owners, strict=False)])
+    require_near(found[:9], exact.bfloat16(), exact, "rows in a group")
+    assert not found[9].any()
