@@ -37,7 +37,7 @@ def compiled(program: Program) -> Callable[[Mapping[str, Tensor]], dict[str, Ten
     from flowopt.lowering.tvm.imported import imported
 
     found = imported(program)
-    target = tvm.target.Target({"kind": "llvm", "opt-level": 1})
+    target = tvm.target.Target({"kind": "llvm", "opt-level": 0})
     machine = tvm.relax.VirtualMachine(tvm.compile(found.module, target=target), tvm.cpu())
 
     def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

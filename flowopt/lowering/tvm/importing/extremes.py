@@ -51,9 +51,9 @@ def outermost(make: Maker, x: Any, name: str, dim: Axes, keepdim: bool) -> Any:
     reducer = te.comm_reducer(better, worst, name=name)
 
     def element(index: Any, own: Any, a: Any) -> Any:
-        reduced = {axis: te.reduce_axis((0, s), name=f"r{axis}") for axis, s in zip(axes, own, strict=True)}
+        inner = {axis: te.reduce_axis((0, s), name=f"r{axis}") for axis, s in zip(axes, own, strict=True)}
         spatial = dict(zip(range(len(shape)) if keepdim else kept, index, strict=True))
-        return reducer(a(*(reduced.get(k, spatial.get(k)) for k in range(len(shape)))), axis=list(reduced.values()))
+        return reducer(a(*(inner.get(k, spatial.get(k)) for k in range(len(shape)))), axis=list(inner.values()))
 
     out = [1 if a in axes else s for a, s in enumerate(shape)] if keepdim else [shape[a] for a in kept]
     return make.compute(out, element, x, sizes=[shape[a] for a in axes], name=name)
