@@ -1,8 +1,8 @@
 """A program as a Relax module.
 
-TVM's own importer (``tvm.relax.frontend.torch``) is not used: it computes every product in float32 whatever the
-dtype, binds stored tensors into the module, mistakes ties, ends and paddings of a dozen operators, and does not know
-others. Here every operator has a converter that is compared with torch, and an operator without one is refused.
+TVM's own importer (``tvm.relax.frontend.torch``) is not used: it computes products in float32 whatever their dtype,
+binds what it takes for buffers into the module, and lacks RMS norms among others. Here every operator has a converter
+that is compared with torch, and an operator without one is refused.
 """
 
 from collections.abc import Mapping

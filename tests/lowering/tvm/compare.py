@@ -37,12 +37,14 @@ def compiled(program: Program) -> Callable[[Mapping[str, Tensor]], dict[str, Ten
     from flowopt.lowering.tvm.imported import imported
 
     found = imported(program)
-    target = tvm.target.Target({"kind": "llvm", "opt-level": 1})
+    target = tvm.target.Target({"kind": "llvm", "opt-level": 0})
     machine = tvm.relax.VirtualMachine(tvm.compile(found.module, target=target), tvm.cpu())
 
     def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensors = [*(inputs[i.name] for i in program.inputs), *(program.tensors[name] for name in found.parameters)]
-        results = machine["main"](*(tvm.runtime.from_dlpack(t.detach().clone()) for t in tensors))
+        # Whole, and aligned to 64 bytes: a view of a tensor is neither.
+        copies = (t.detach().clone(memory_format=torch.contiguous_format) for t in tensors)
+        results = machine["main"](*map(tvm.runtime.from_dlpack, copies))
         return {o.name: torch.utils.dlpack.from_dlpack(r) for o, r in zip(program.outputs, results, strict=True)}
 
     return run

@@ -93,6 +93,10 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Any], Tensor]] = {
 CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     **{name: (build(), (x,)) for name, (build, x) in MODULES.items()},
     **{name: (function, (x,)) for name, (function, x) in FUNCTIONS.items()},
+    **{
+        f"conv2d in {dtype}": (nn.Conv2d(64, 3, 3).to(dtype), (torch.randn(1, 64, 5, 5).to(dtype),))
+        for dtype in (torch.float16, torch.bfloat16)
+    },
 }
 
 
@@ -114,13 +118,6 @@ def test_images_of_free_size_are_doubled() -> None:
         free={"x": {0: "batch", 2: "height", 3: "width"}},
     )
     require_equivalent(program, (_IMAGE,), (torch.randn(1, 4, 6, 9),))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_convolutions_are_summed_in_float32(dtype: torch.dtype) -> None:
-    module = nn.Conv2d(64, 3, 3).to(dtype)
-    x = torch.randn(1, 64, 5, 5).to(dtype)
-    require_equivalent(captured(module, x), (x,))
 
 
 def test_the_places_of_pooled_maxima_are_refused() -> None:

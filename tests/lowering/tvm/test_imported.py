@@ -55,7 +55,8 @@ def _imported(program: Any) -> Any:
     return imported(program)
 
 
-def _tied() -> Any:
+@pytest.fixture(scope="module")
+def tied() -> Any:
     ids, unread = torch.randint(0, 11, (2, 5)), torch.randn(2, 3)
     module = Tied()
     nn.init.normal_(module.head.bias)
@@ -65,15 +66,14 @@ def _tied() -> Any:
     )
 
 
-def test_a_tied_parameter_is_one_argument_and_an_unread_one_is_none() -> None:
-    program = _tied()
-    found = _imported(program)
+def test_a_tied_parameter_is_one_argument_and_an_unread_one_is_none(tied: Any) -> None:
+    found = _imported(tied)
     assert sorted(found.parameters) == ["embed.weight", "head.bias"]
-    assert set(found.parameters) <= set(program.tensors)
+    assert set(found.parameters) <= set(tied.tensors)
 
 
-def test_main_takes_inputs_then_parameters_and_bounds_its_free_sizes_by_name() -> None:
-    main = _imported(_tied()).module["main"]
+def test_main_takes_inputs_then_parameters_and_bounds_its_free_sizes_by_name(tied: Any) -> None:
+    main = _imported(tied).module["main"]
     assert [p.name for p in main.params][:2] == ["x", "y"]
     assert len(main.params) == 4
     assert int(main.attrs["num_input"]) == 2
@@ -82,10 +82,9 @@ def test_main_takes_inputs_then_parameters_and_bounds_its_free_sizes_by_name() -
     assert [str(s) for s in main.params[0].ty.shape.values] == ["batch", "sequence"]
 
 
-def test_outputs_that_are_an_input_or_a_parameter_are_returned() -> None:
-    program = _tied()
-    require_equivalent(program, (torch.randint(0, 11, (1, 1)), torch.randn(1, 3)))
-    require_equivalent(program, (torch.randint(0, 11, (7, 9)), torch.randn(7, 3)))
+def test_outputs_that_are_an_input_or_a_parameter_are_returned(tied: Any) -> None:
+    small, large = ((torch.randint(0, 11, (b, n)), torch.randn(b, 3)) for b, n in ((1, 1), (7, 9)))
+    require_equivalent(tied, small, large)
 
 
 def test_state_is_an_input_and_its_next_value_an_output() -> None:

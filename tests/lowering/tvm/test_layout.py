@@ -15,6 +15,14 @@ pytest.importorskip("tvm")
 _X = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
 _ROWS = torch.tensor([2, -1, 0])
 
+
+def _written(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, rows, columns] = 5.0
+    x[rows, :, columns] += 2.0
+    return x
+
+
 CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "slices": (lambda x: [x[1:3], x[:, -3:], x[..., :-2], x[::2], x[:, 1:100:3], x[3:1]], (_X,)),
     "selects": (lambda x: [x[-1], x[:, 2], x.select(-1, -2)], (_X,)),
@@ -54,6 +62,12 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "gather": (lambda x, y: [x.gather(1, y), x.gather(-1, y)], (_X, torch.randint(0, 5, (4, 3, 2)))),
     "index_select": (lambda x, y: x.index_select(1, y), (_X, _ROWS.abs())),
     "embedding": (lambda x, y: F.embedding(y, x[0], padding_idx=0), (_X, torch.tensor([[0, 4], [3, 1]]))),
+    "writes at pairs": (
+        lambda x, y: [x.index_put((y, y), x[0, 0]), x.index_put((y[:, None], y), x[0, :3, :1])],
+        (_X, _ROWS),
+    ),
+    "writes in the middle": (lambda x, y: _written(x, y, y.abs() + 1), (_X, _ROWS)),
+    "writes under a mask": (lambda x: x.masked_fill(x > 0, 2.0) + x.index_put((x > 1,), torch.tensor(-1.0)), (_X,)),
     "writes of rows": (lambda x, y: x.index_put((y,), x[:3] * 2), (_X, _ROWS)),
     "added rows": (lambda x, y: x.index_put((y,), x[:3], accumulate=True), (_X, torch.tensor([1, 1, -1]))),
     "scatter": (

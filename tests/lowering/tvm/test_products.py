@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.lowering.tvm.compare import captured, require_equivalent, require_near, results
+from tests.lowering.tvm.compare import captured, compiled, require_equivalent, require_near, results
 
 pytest.importorskip("tvm")
 
@@ -38,7 +38,23 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
         (_random(2, 3, 4), _random(2, 4, 5)),
     ),
 }
-HALVES = [torch.float16, torch.bfloat16]
+
+
+def _linear(x: Tensor, y: Tensor) -> Any:
+    return [F.linear(x, y), x @ y.t(), F.linear(x, y, y[:, 0])]
+
+
+def _grouped_attention(x: Tensor, y: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, y, y, is_causal=True, enable_gqa=True)
+
+
+for _dtype in (torch.float32, torch.float16, torch.bfloat16):
+    # Long enough that sums in half precision would be seen.
+    CASES[f"products in {_dtype}"] = (_linear, (_random(3, 512, dtype=_dtype), _random(5, 512, dtype=_dtype)))
+    CASES[f"keys shared by groups of heads in {_dtype}"] = (
+        _grouped_attention,
+        (_random(2, 6, 5, 8, dtype=_dtype), _random(2, 2, 7, 8, dtype=_dtype)),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +66,6 @@ def outputs() -> dict[str, list[tuple[Tensor, ...]]]:
 def test_gives_what_torch_gives(name: str, outputs: dict[str, list[tuple[Tensor, ...]]]) -> None:
     for found, eager, exact in outputs[name]:
         require_near(found, eager, exact, name)
-
-
-@pytest.mark.parametrize("dtype", HALVES)
-def test_half_precision_products_are_summed_in_float32(dtype: torch.dtype) -> None:
-    inputs = (_random(3, 512, dtype=dtype), _random(5, 512, dtype=dtype))
-    require_equivalent(captured(lambda x, y: [F.linear(x, y), x @ y.t(), F.linear(x, y, y[:, 0])], *inputs), inputs)
 
 
 MASKS: dict[str, Callable[[int, int], dict[str, Any]]] = {
@@ -91,19 +101,20 @@ def test_attention_agrees_under_every_mask() -> None:
             require_near(found, eager, exact, f"{name}, {mask}")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
-def test_attention_shares_keys_among_groups_of_heads(dtype: torch.dtype) -> None:
-    inputs = (_random(2, 6, 5, 8, dtype=dtype), _random(2, 2, 7, 8, dtype=dtype))
-
-    def function(x: Tensor, y: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(x, y, y, is_causal=True, enable_gqa=True)
-
-    require_equivalent(captured(function, *inputs), inputs)
-
-
 def test_attention_of_free_lengths_hides_later_keys() -> None:
     def function(x: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(x, x, x, is_causal=True)
 
     program = captured(function, _random(2, 4, 5, 8), free={"x": {0: "batch", 2: "length"}})
     require_equivalent(program, (_random(2, 4, 5, 8),), (_random(1, 4, 9, 8),))
+
+
+def test_rows_are_multiplied_by_the_weight_of_their_group() -> None:
+    ends = torch.tensor([3, 3, 8, 9], dtype=torch.int32)  # the second group is empty, the last row in none
+    rows, weights = _random(10, 16, dtype=torch.bfloat16), _random(4, 16, 8, dtype=torch.bfloat16)
+    program = captured(lambda x, y: torch.ops.aten._grouped_mm.default(x, y, ends), rows, weights)
+    (found,) = compiled(program)({"x": rows, "y": weights}).values()
+    owners = [0, 0, 0, 2, 2, 2, 2, 2, 3]
+    exact = torch.stack([row @ weights.double()[k] for row, k in zip(rows.double(), owners, strict=False)])
+    require_near(found[:9], exact.bfloat16(), exact, "rows in a group")
+    assert not found[9].any()

@@ -22,7 +22,7 @@ from tests.zoo.zoo_model import ZooModel
 
 pytest.importorskip("tvm")
 
-QUICK = ("distilbert", "beit")
+QUICK = ("distilbert",)
 
 
 def optimized(model: ZooModel) -> Program:

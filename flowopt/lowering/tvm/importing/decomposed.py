@@ -8,10 +8,8 @@ import torch
 from torch.export import ExportedProgram
 
 from flowopt.ir.quiet import quiet
+from flowopt.lowering.tvm.importing.converters import CONVERTERS
 from flowopt.lowering.tvm.importing.translated import unknown_operators
-
-# A decomposition may give operators that are decomposed in turn.
-_MOST_ROUNDS = 4
 
 
 def decomposed(exported: ExportedProgram) -> ExportedProgram:
@@ -19,19 +17,18 @@ def decomposed(exported: ExportedProgram) -> ExportedProgram:
 
     Those that have one stay whole: kernels are written for a layer norm, not for its parts.
     """
-    for _ in range(_MOST_ROUNDS):
-        unknown = {n.target for n in unknown_operators(exported.graph.nodes)}
-        table = {op: _decompositions()[op] for op in unknown if op in _decompositions()}
-        if not table:
-            break
-        # With autograd on, torch traces attention as another kernel than the captured one.
-        with quiet(), torch.no_grad():
-            exported = exported.run_decompositions(table)
-    return exported
+    if not unknown_operators(exported.graph.nodes):
+        return exported
+    # With autograd on, torch traces attention as another kernel than the captured one.
+    with quiet(), torch.no_grad():
+        whole: ExportedProgram = exported.run_decompositions(dict(_decompositions()))
+        return whole
 
 
 @functools.cache
 def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """Of everything without a converter: what a decomposition gives is decomposed in turn."""
     from torch._decomp import core_aten_decompositions, decomposition_table
 
-    return {**decomposition_table, **dict(core_aten_decompositions().items())}
+    known = {**decomposition_table, **dict(core_aten_decompositions().items())}
+    return {operator: function for operator, function in known.items() if str(operator) not in CONVERTERS}

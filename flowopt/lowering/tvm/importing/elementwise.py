@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from flowopt.lowering.tvm.importing.maker import Maker, Unsupported, Value, dtype_of, is_tensor, rank_of, shape_of
+from flowopt.lowering.tvm.importing.maker import Maker, Unsupported, Value, is_tensor, rank_of, shape_of
 
 Converter = Callable[..., Any]
 
 
-def _relax(name: str) -> Callable[..., Any]:
+def relax_operator(name: str) -> Callable[..., Any]:
     """The Relax operator of a name, looked up when it is first called: tvm is imported late."""
 
     def operator(*operands: Any) -> Any:
@@ -26,21 +26,21 @@ def elementwise(make: Maker, operator: Callable[..., Any], *operands: Value) -> 
 
 
 def _plain(name: str) -> Converter:
-    return lambda make, *operands: elementwise(make, _relax(name), *operands)
+    return lambda make, *operands: elementwise(make, relax_operator(name), *operands)
 
 
 def _add(make: Maker, x: Value, other: Value, alpha: Value = 1) -> Any:
     if make.out_dtype == "bool":
-        return elementwise(make, _relax("logical_or"), x, other)
-    return elementwise(make, _relax("add"), x, _scaled(make, other, alpha))
+        return elementwise(make, relax_operator("logical_or"), x, other)
+    return elementwise(make, relax_operator("add"), x, _scaled(make, other, alpha))
 
 
 def _sub(make: Maker, x: Value, other: Value, alpha: Value = 1) -> Any:
-    return elementwise(make, _relax("subtract"), x, _scaled(make, other, alpha))
+    return elementwise(make, relax_operator("subtract"), x, _scaled(make, other, alpha))
 
 
 def _rsub(make: Maker, x: Value, other: Value, alpha: Value = 1) -> Any:
-    return elementwise(make, _relax("subtract"), other, _scaled(make, x, alpha))
+    return elementwise(make, relax_operator("subtract"), other, _scaled(make, x, alpha))
 
 
 def _scaled(make: Maker, x: Value, alpha: Value) -> Value:
@@ -53,112 +53,13 @@ def _scaled(make: Maker, x: Value, alpha: Value) -> Value:
 
 
 def _mul(make: Maker, x: Value, other: Value) -> Any:
-    return elementwise(make, _relax("logical_and" if make.out_dtype == "bool" else "multiply"), x, other)
-
-
-def _div_mode(make: Maker, x: Value, other: Value, rounding_mode: str | None) -> Any:
-    if rounding_mode is None:
-        return elementwise(make, _relax("divide"), x, other)
-    if rounding_mode == "floor":
-        return _floor_divide(make, x, other)
-    if _is_float(make.out_dtype):
-        return elementwise(make, lambda a, b: _relax("trunc")(_relax("divide")(a, b)), x, other)
-    return _pairwise(make, lambda tirx, a, b: tirx.truncdiv(a, b), x, other)
-
-
-def _floor_divide(make: Maker, x: Value, other: Value) -> Any:
-    if not _is_float(make.out_dtype):
-        return _pairwise(make, lambda tirx, a, b: tirx.floordiv(a, b), x, other)
-
-    def quotient(tirx: Any, a: Any, b: Any) -> Any:
-        # Through the remainder, as torch does: floor(a / b) is one too high where a / b rounds up to an integer.
-        rest = _rest(tirx, a, b)
-        zero, one = tirx.const(0, a.ty.dtype), tirx.const(1, a.ty.dtype)
-        exact = (a - rest) / b - tirx.Select(_is_opposite(tirx, rest, b), one, zero)
-        down = tirx.floor(exact)
-        return tirx.Select(b == zero, a / b, down + tirx.Select(exact - down > one / 2, one, zero))
-
-    return _pairwise(make, quotient, x, other)
-
-
-def _remainder(make: Maker, x: Value, other: Value) -> Any:
-    if not _is_float(make.out_dtype):
-        return _pairwise(make, lambda tirx, a, b: tirx.floormod(a, b), x, other)
-
-    def remainder(tirx: Any, a: Any, b: Any) -> Any:
-        rest = _rest(tirx, a, b)
-        return rest + tirx.Select(_is_opposite(tirx, rest, b), b, tirx.const(0, a.ty.dtype))
-
-    return _pairwise(make, remainder, x, other)
-
-
-def _fmod(make: Maker, x: Value, other: Value) -> Any:
-    if _is_float(make.out_dtype):
-        return _pairwise(make, _rest, x, other)
-    return _pairwise(make, lambda tirx, a, b: tirx.truncmod(a, b), x, other)
-
-
-def _is_opposite(tirx: Any, rest: Any, divisor: Any) -> Any:
-    zero = tirx.const(0, rest.ty.dtype)
-    return tirx.any(tirx.all(rest > zero, divisor < zero), tirx.all(rest < zero, divisor > zero))
-
-
-def _rest(tirx: Any, a: Any, b: Any) -> Any:
-    """The C library's ``fmod``: TVM's intrinsic of that name has no lowering for LLVM."""
-    dtype = str(a.ty.dtype)
-    return tirx.call_pure_extern(dtype, "fmodf" if dtype == "float32" else "fmod", a, b)
-
-
-def _pairwise(make: Maker, function: Callable[..., Any], x: Value, other: Value) -> Any:
-    """A function of two elements that Relax has no operator for, in one loop nest."""
-    from tvm import tirx
-
-    operands = [make.as_tensor(v, make.work_dtype) for v in (x, other)]
-    left, right = (make.broadcast(v, make.out_shape) for v in operands)
-    made = make.compute(make.out_shape, lambda i, _, a, b: function(tirx, a(*i), b(*i)), left, right, name="pairwise")
-    return make.result(made)
-
-
-def _pow(make: Maker, x: Value, exponent: Value) -> Any:
-    from tvm import relax
-
-    if not isinstance(exponent, (int, float)):
-        if not _is_float(make.out_dtype):
-            raise Unsupported("powers of integers with an exponent that is no number")
-        return elementwise(make, _relax("power"), x, exponent)
-    base = make.as_tensor(x, make.work_dtype)
-    if float(exponent).is_integer() and 0 <= exponent <= 64:
-        return make.result(_whole_power(make, base, int(exponent)))
-    if exponent == 0.5:
-        return make.result(make.emit(relax.op.sqrt(base)))
-    if not _is_float(make.out_dtype):
-        raise Unsupported(f"an integer to the power of {exponent}")
-    if exponent == -0.5:
-        return make.result(make.emit(relax.op.rsqrt(base)))
-    if exponent == -1:
-        return make.result(make.emit(relax.op.divide(make.constant(1, make.work_dtype), base)))
-    return elementwise(make, _relax("power"), x, exponent)
-
-
-def _whole_power(make: Maker, base: Any, exponent: int) -> Any:
-    """By squaring: exact for integers, and for the 2 and 3 of activations cheaper than a logarithm."""
-    from tvm import relax
-
-    if exponent == 0:
-        return make.full(shape_of(base), 1, dtype_of(base))
-    made = None
-    while exponent:
-        if exponent & 1:
-            made = base if made is None else make.emit(relax.op.multiply(made, base))
-        exponent >>= 1
-        base = make.emit(relax.op.multiply(base, base)) if exponent else base
-    return made
+    return elementwise(make, relax_operator("logical_and" if make.out_dtype == "bool" else "multiply"), x, other)
 
 
 def _addc(name: str) -> Converter:
     def addc(make: Maker, x: Value, one: Value, other: Value, value: Value = 1) -> Any:
         def combined(a: Any, b: Any, c: Any, v: Any) -> Any:
-            return _relax("add")(a, _relax("multiply")(v, _relax(name)(b, c)))
+            return relax_operator("add")(a, relax_operator("multiply")(v, relax_operator(name)(b, c)))
 
         return elementwise(make, combined, x, one, other, value)
 
@@ -167,7 +68,11 @@ def _addc(name: str) -> Converter:
 
 def _lerp(make: Maker, x: Value, end: Value, weight: Value) -> Any:
     return elementwise(
-        make, lambda a, b, w: _relax("add")(a, _relax("multiply")(w, _relax("subtract")(b, a))), x, end, weight
+        make,
+        lambda a, b, w: relax_operator("add")(a, relax_operator("multiply")(w, relax_operator("subtract")(b, a))),
+        x,
+        end,
+        weight,
     )
 
 
@@ -175,12 +80,12 @@ def _clamp(make: Maker, x: Value, low: Value = None, high: Value = None) -> Any:
     made = make.as_tensor(x, make.work_dtype)
     for bound, name in ((low, "maximum"), (high, "minimum")):
         if bound is not None:
-            made = make.emit(_relax(name)(made, make.as_tensor(bound, make.work_dtype)))
+            made = make.emit(relax_operator(name)(made, make.as_tensor(bound, make.work_dtype)))
     return make.result(made)
 
 
 def _abs(make: Maker, x: Any) -> Any:
-    return x if make.out_dtype == "bool" else elementwise(make, _relax("abs"), x)
+    return x if make.out_dtype == "bool" else elementwise(make, relax_operator("abs"), x)
 
 
 def unary(function: Callable[..., Any]) -> Converter:
@@ -198,14 +103,14 @@ def unary(function: Callable[..., Any]) -> Converter:
 
 def _on_floats(name: str) -> Converter:
     """Rounding of an integer is the integer itself."""
-    return lambda make, x: elementwise(make, _relax(name), x) if _is_float(make.out_dtype) else x
+    return lambda make, x: elementwise(make, relax_operator(name), x) if is_float(make.out_dtype) else x
 
 
 def _round(make: Maker, x: Any, decimals: int = 0) -> Any:
     if decimals:
         raise Unsupported("rounding to decimals")
     # Ties to even; relax.round takes them away from zero on some targets.
-    return unary(lambda tirx, a: tirx.nearbyint(a))(make, x) if _is_float(make.out_dtype) else x
+    return unary(lambda tirx, a: tirx.nearbyint(a))(make, x) if is_float(make.out_dtype) else x
 
 
 def _where(make: Maker, condition: Any, x: Value, other: Value) -> Any:
@@ -220,7 +125,7 @@ def _masked_fill(make: Maker, x: Any, mask: Any, value: Value) -> Any:
     return _where(make, mask, value, x)
 
 
-def _is_float(dtype: str) -> bool:
+def is_float(dtype: str) -> bool:
     return "float" in dtype
 
 
@@ -261,12 +166,6 @@ ELEMENTWISE: dict[str, Converter] = {
     **dict.fromkeys(("aten.rsub.Tensor", "aten.rsub.Scalar"), _rsub),
     **dict.fromkeys(("aten.mul.Tensor", "aten.mul.Scalar"), _mul),
     **dict.fromkeys(("aten.div.Tensor", "aten.div.Scalar"), _plain("divide")),
-    **dict.fromkeys(("aten.div.Tensor_mode", "aten.div.Scalar_mode"), _div_mode),
-    **dict.fromkeys(("aten.floor_divide.default", "aten.floor_divide.Scalar"), _floor_divide),
-    **dict.fromkeys(("aten.remainder.Tensor", "aten.remainder.Scalar", "aten.remainder.Scalar_Tensor"), _remainder),
-    **dict.fromkeys(("aten.fmod.Tensor", "aten.fmod.Scalar"), _fmod),
-    **dict.fromkeys(("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor", "aten.pow.Scalar"), _pow),
-    **dict.fromkeys(("aten.square.default",), lambda make, x: _pow(make, x, 2)),
     **dict.fromkeys(("aten.maximum.default", "aten.max.other"), _plain("maximum")),
     **dict.fromkeys(("aten.minimum.default", "aten.min.other"), _plain("minimum")),
     **dict.fromkeys(("aten.clamp.default", "aten.clamp.Tensor"), _clamp),
@@ -283,7 +182,7 @@ ELEMENTWISE: dict[str, Converter] = {
     "aten.abs.default": _abs,
     "aten.neg.default": _plain("negative"),
     "aten.sign.default": _plain("sign"),
-    "aten.reciprocal.default": lambda make, x: elementwise(make, _relax("divide"), 1, x),
+    "aten.reciprocal.default": lambda make, x: elementwise(make, relax_operator("divide"), 1, x),
     "aten.floor.default": _on_floats("floor"),
     "aten.ceil.default": _on_floats("ceil"),
     "aten.trunc.default": _on_floats("trunc"),

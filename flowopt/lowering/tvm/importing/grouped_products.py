@@ -9,7 +9,7 @@ depends on the data. Rows behind the last group are zeros.
 from collections.abc import Callable
 from typing import Any
 
-from flowopt.lowering.tvm.importing.maker import Maker, dtype_of, shape_of, wide
+from flowopt.lowering.tvm.importing.maker import Maker, Unsupported, dtype_of, rank_of, shape_of, wide
 
 Converter = Callable[..., Any]
 
@@ -43,4 +43,14 @@ def _grouped_product(make: Maker, rows: Any, weight: Any, ends: Any) -> Any:
     return make.result(make.compute(make.out_shape, shown, made, owners, sizes=[experts], name="grouped_rows"))
 
 
-GROUPED_PRODUCTS: dict[str, Converter] = {"transformers.grouped_mm_fallback.default": _grouped_product}
+def _grouped_mm(make: Maker, rows: Any, weight: Any, ends: Any = None, bias: Any = None, out_dtype: Any = None) -> Any:
+    """torch's own operator, of which this is one of four layouts."""
+    if ends is None or bias is not None or rank_of(rows) != 2 or rank_of(weight) != 3:
+        raise Unsupported("grouped products other than rows by stacked weights")
+    return _grouped_product(make, rows, weight, ends)
+
+
+GROUPED_PRODUCTS: dict[str, Converter] = {
+    "transformers.grouped_mm_fallback.default": _grouped_product,
+    "aten._grouped_mm.default": _grouped_mm,
+}

@@ -5,9 +5,21 @@ memory.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from flowopt.lowering.tvm.importing.maker import Maker, Unsupported, Value, axis_of, dtype_of, fixed, rank_of, shape_of
+from flowopt.lowering.tvm.importing.maker import (
+    Maker,
+    Unsupported,
+    Value,
+    as_size,
+    axis_of,
+    dtype_of,
+    fixed,
+    product_of,
+    rank_of,
+    shape_of,
+)
 
 Converter = Callable[..., Any]
 
@@ -53,54 +65,91 @@ def _index_select(make: Maker, x: Any, dim: int, index: Any) -> Any:
     )
 
 
-def _index(make: Maker, x: Any, indices: Sequence[Any]) -> Any:
-    """``x[i, :, j]`` with integer tensors that broadcast against each other."""
+@dataclass(frozen=True, slots=True)
+class _Indices:
+    """Integer tensors that index some axes together, broadcast against each other.
+
+    Attributes:
+        axes: the indexed axes.
+        tensors: the positions in each of them.
+        first: where the axes of the positions stand in ``x[indices]``.
+        depth: how many they are.
+    """
+
+    axes: list[int]
+    tensors: list[Any]
+    first: int
+    depth: int
+
+    def place(self, index: Sequence[Any], sizes: Sequence[Any], positions: Sequence[Any]) -> list[Any]:
+        """The place in ``x`` of an index of ``x[indices]``."""
+        end = self.first + self.depth
+        chosen = {
+            axis: _inside(tensor(*index[self.first : end]), sizes[axis])
+            for axis, tensor in zip(self.axes, positions, strict=True)
+        }
+        rest = iter((*index[: self.first], *index[end:]))
+        return [chosen[k] if k in chosen else next(rest) for k in range(len(sizes))]
+
+
+def _indices(make: Maker, indices: Sequence[Any]) -> tuple[_Indices, list[Any]]:
+    """The indices, and the sizes that they have together."""
     used = {axis: index for axis, index in enumerate(indices) if index is not None}
     if any(dtype_of(index) in ("bool", "uint8") for index in used.values()):
         raise Unsupported("a boolean index: how many elements it chooses depends on the data")
     axes = list(used)
-    shape = make.out_shape
-    depth = max(rank_of(index) for index in used.values())
-    is_one_block = axes == list(range(axes[0], axes[-1] + 1))
+    block = _broadcast_shape([shape_of(index) for index in used.values()])
     # torch puts the indexed axes where they were when they stand together, else to the front.
-    first = axes[0] if is_one_block else 0
-    spread = [make.broadcast(index, shape[first : first + depth]) for index in used.values()]
+    is_one_block = axes == list(range(axes[0], axes[-1] + 1))
+    spread = [make.broadcast(index, block) for index in used.values()]
+    return _Indices(axes, spread, axes[0] if is_one_block else 0, len(block)), block
 
-    def element(i: Any, own: Any, a: Any, *at: Any) -> Any:
-        chosen = {
-            axis: _inside(index(*i[first : first + depth]), own[axis]) for axis, index in zip(axes, at, strict=True)
-        }
-        rest = iter((*i[:first], *i[first + depth :]))
-        return a(*(chosen[k] if k in chosen else next(rest) for k in range(rank_of(x))))
 
-    return make.compute(shape, element, x, *spread, sizes=shape_of(x), name="index")
+def _broadcast_shape(shapes: Sequence[Sequence[Any]]) -> list[Any]:
+    depth = max(len(shape) for shape in shapes)
+    aligned = [[*[as_size(1)] * (depth - len(shape)), *shape] for shape in shapes]
+    return [next((s for s in sizes if fixed(s) != 1), sizes[0]) for sizes in zip(*aligned, strict=True)]
+
+
+def _index(make: Maker, x: Any, indices: Sequence[Any]) -> Any:
+    """``x[i, :, j]``."""
+    found, _ = _indices(make, indices)
+    return make.compute(
+        make.out_shape,
+        lambda i, s, a, *at: a(*found.place(i, s, at)),
+        x,
+        *found.tensors,
+        sizes=shape_of(x),
+        name="index",
+    )
 
 
 def _index_put(make: Maker, x: Any, indices: Sequence[Any], values: Any, accumulate: bool = False) -> Any:
-    """One index of rows, or a boolean mask with one value."""
+    """``x[i, :, j] = values``, or one value under a boolean mask."""
     from tvm import relax
 
-    if len(indices) == 1 and dtype_of(indices[0]) == "bool" and fixed(_count(shape_of(values))) == 1 and not accumulate:
+    is_mask = len(indices) == 1 and indices[0] is not None and dtype_of(indices[0]) == "bool"
+    if is_mask and rank_of(values) == 0 and not accumulate:
         mask = indices[0]
         shown = make.reshape(mask, shape_of(mask) + [1] * (rank_of(x) - rank_of(mask)))
-        value = make.reshape(make.cast(values, dtype_of(x)), [])
+        value = make.cast(values, dtype_of(x))
         return make.broadcast(make.emit(relax.op.where(shown, value, x)), make.out_shape)
-    if len(indices) != 1 or indices[0] is None or rank_of(indices[0]) != 1 or dtype_of(indices[0]) == "bool":
-        raise Unsupported("writing at anything but one index of rows")
-    rows = shape_of(indices[0])[0]
-    shape = [rows, *shape_of(x)[1:]]
-    spread = make.broadcast(make.cast(values, dtype_of(x)), shape)
-    places = make.compute(
-        shape, lambda i, s, at: _inside(at(i[0]), s[0]), indices[0], sizes=shape_of(x)[:1], name="rows"
-    )
-    return make.emit(relax.op.scatter_elements(x, places, spread, 0, "add" if accumulate else "update"))
+    found, block = _indices(make, indices)
+    sizes = shape_of(x)
+    rest = [size for axis, size in enumerate(sizes) if axis not in found.axes]
+    shape = [*rest[: found.first], *block, *rest[found.first :]]
 
+    def flat(index: Any, own: Any, *at: Any) -> Any:
+        place = as_size(0)
+        for coordinate, size in zip(found.place(index, own, at), own, strict=True):
+            place = place * size + coordinate
+        return place
 
-def _count(shape: Sequence[Any]) -> Any:
-    total: Any = 1
-    for size in shape:
-        total = size * total
-    return total
+    places = make.compute(shape, flat, *found.tensors, sizes=sizes, name="places")
+    updates = make.broadcast(make.cast(values, dtype_of(x)), shape)
+    lines = [make.reshape(t, [product_of(shape_of(t))]) for t in (x, places, updates)]
+    written = make.emit(relax.op.scatter_elements(*lines, 0, "add" if accumulate else "update"))
+    return make.reshape(written, sizes)
 
 
 def _scatter(reduction: str) -> Converter:

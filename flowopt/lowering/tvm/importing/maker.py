@@ -205,6 +205,21 @@ def fixed(size: Any) -> int | None:
     return int(size) if isinstance(size, tirx.IntImm) else None
 
 
+def as_size(value: Any) -> Any:
+    """A number as a size; a size as it is."""
+    from tvm import tirx
+
+    return tirx.IntImm("int64", value) if isinstance(value, int) else value
+
+
+def product_of(sizes: Sequence[Any]) -> Any:
+    """How many elements a shape has."""
+    total = as_size(1)
+    for size in sizes:
+        total = size * total
+    return total
+
+
 def same_shape(one: Sequence[Any], other: Sequence[Any]) -> bool:
     """Whether two shapes are written alike."""
     import tvm_ffi

@@ -3,7 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-from flowopt.lowering.tvm.importing.maker import Maker, Unsupported, Value, axis_of, dtype_of, rank_of, shape_of, wide
+from flowopt.lowering.tvm.importing.maker import (
+    Maker,
+    Unsupported,
+    Value,
+    as_size,
+    axis_of,
+    dtype_of,
+    product_of,
+    rank_of,
+    shape_of,
+    wide,
+)
 
 Converter = Callable[..., Any]
 
@@ -23,15 +34,9 @@ def _ranks(make: Maker, x: Any, axis: int, descending: bool) -> Any:
         mine, theirs = a(*index), a(*index[:axis], other, *index[axis + 1 :])
         before = theirs > mine if descending else theirs < mine
         tied = tirx.all(theirs == mine, other < index[axis])
-        return te.sum(tirx.Select(tirx.any(before, tied), _int(1), _int(0)), axis=other)
+        return te.sum(tirx.Select(tirx.any(before, tied), as_size(1), as_size(0)), axis=other)
 
     return make.compute(shape, element, x, sizes=[shape[axis]], name="ranks")
-
-
-def _int(number: int) -> Any:
-    from tvm import tirx
-
-    return tirx.IntImm("int64", number)
 
 
 def _ordered(make: Maker, x: Any, axis: int, descending: bool, length: Any) -> tuple[Any, Any]:
@@ -46,7 +51,7 @@ def _ordered(make: Maker, x: Any, axis: int, descending: bool, length: Any) -> t
     def place(index: Any, own: Any, rank: Any) -> Any:
         at = te.reduce_axis((0, own[0]), name="at")
         is_here = rank(*index[:axis], at, *index[axis + 1 :]) == index[axis]
-        return te.sum(tirx.Select(is_here, at.var, _int(0)), axis=at)
+        return te.sum(tirx.Select(is_here, at.var, as_size(0)), axis=at)
 
     places = make.compute(out, place, ranks, sizes=[shape[axis]], name="places")
     values = make.compute(out, lambda i, _, a, at: a(*i[:axis], at(*i), *i[axis + 1 :]), x, places, name="ordered")
@@ -98,9 +103,7 @@ def _histc(make: Maker, x: Any, bins: int = 100, low: float = 0, high: float = 0
     if low == high:
         raise Unsupported("a histogram over the range of the data")
     dtype = make.work_dtype
-    total: Any = 1
-    for size in shape_of(x):
-        total = size * total
+    total = product_of(shape_of(x))
     flat = make.reshape(make.cast(x, dtype), [total])
 
     def element(index: Any, own: Any, a: Any) -> Any:
@@ -108,7 +111,7 @@ def _histc(make: Maker, x: Any, bins: int = 100, low: float = 0, high: float = 0
         lowest, highest = tirx.const(low, dtype), tirx.const(high, dtype)
         value = a(at)
         bin_ = tirx.Cast("int64", (value - lowest) * tirx.const(bins, dtype) / (highest - lowest))
-        chosen = tirx.min(bin_, _int(bins - 1)) == index[0]  # the last bin holds its upper end
+        chosen = tirx.min(bin_, as_size(bins - 1)) == index[0]  # the last bin holds its upper end
         counts = tirx.all(value >= lowest, value <= highest, chosen)
         return te.sum(tirx.Select(counts, tirx.const(1, dtype), tirx.const(0, dtype)), axis=at)
 

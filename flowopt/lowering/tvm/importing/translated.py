@@ -120,7 +120,7 @@ def _value(make: Maker, node: fx.Node, values: Mapping[fx.Node, Value]) -> Value
         return _as_recorded(make, made, recorded)
     except (UnknownSize, Unsupported) as error:
         raise Untranslatable(node, str(error)) from error
-    except AssertionError as error:
+    except (AssertionError, NameError, AttributeError) as error:
         error.add_note(f"while importing {node.format_node()}")
         raise
     except Exception as error:
