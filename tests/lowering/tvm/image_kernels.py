@@ -92,7 +92,7 @@ def kernels(
         else:
             scheduled[variable.name_hint] = ""
     with target:
-        lowered = tvm.transform.Sequential([relax.get_default_pipeline(target), kernels_without_aliases])
+        lowered = tvm.transform.Sequential([relax.get_default_pipeline(target), kernels_without_aliases()])
     executable = tvm.compile(module, target=target, relax_pipeline=lowered)
     return Kernels(relax.VirtualMachine(executable, tvm.cpu()), scheduled, executable.mod)
 
