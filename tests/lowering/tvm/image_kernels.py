@@ -27,10 +27,12 @@ class Kernels:
     Args:
         machine: the virtual machine that runs them.
         scheduled: for each kernel of the module, in order, the name of the schedule it took, or none.
+        library: the module they are compiled to.
     """
 
     machine: Any
     scheduled: dict[str, str]
+    library: Any
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         """The operator's result."""
@@ -61,6 +63,7 @@ def kernels(
     from tvm import relax, s_tir, tirx
     from tvm.target import codegen
 
+    from flowopt.lowering.tvm.cpu.aliases import kernels_without_aliases
     from flowopt.lowering.tvm.cpu.convolution import LEGALIZATIONS
     from flowopt.lowering.tvm.cpu.convolution_rule import schedule_convolution
     from flowopt.lowering.tvm.cpu.pooling_rule import schedule_pooling
@@ -88,8 +91,10 @@ def kernels(
                 break
         else:
             scheduled[variable.name_hint] = ""
-    machine = relax.VirtualMachine(tvm.compile(module, target=target), tvm.cpu())
-    return Kernels(machine, scheduled)
+    with target:
+        lowered = tvm.transform.Sequential([relax.get_default_pipeline(target), kernels_without_aliases()])
+    executable = tvm.compile(module, target=target, relax_pipeline=lowered)
+    return Kernels(relax.VirtualMachine(executable, tvm.cpu()), scheduled, executable.mod)
 
 
 def _module(operator: Any, arguments: Sequence[Tensor], free: Sequence[int], options: dict[str, Any]) -> Any:

@@ -120,6 +120,15 @@ def test_free_batch_and_free_image_size(weight: tuple[int, ...], options: dict[s
     require_near(data, tensor(1, *weight), free=(0, 2, 3), **options)
 
 
+def test_kernels_of_a_free_batch_know_that_their_arguments_do_not_overlap() -> None:
+    from tvm import relax
+
+    found = kernels(relax.op.nn.conv2d, (tensor(0, 1, 8, 14, 14), tensor(1, 32, 8, 3, 3)), free=(0,), padding=1)
+    text = found.library.imports[0].inspect_source("ll")
+    entry = next(line for line in text.splitlines() if line.startswith("define") and "__tvm_ffi_conv2d(" in line)
+    assert "noalias" in entry
+
+
 @pytest.mark.parametrize("processor", ["core-avx2", "x86-64"])
 def test_processors_with_narrower_registers(processor: str) -> None:
     require_near(tensor(0, 1, 6, 9, 11), tensor(1, 20, 6, 3, 3), processor=processor, padding=1)
