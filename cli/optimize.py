@@ -25,6 +25,7 @@ from flowopt.cli.options import (
     Passes,
     Seed,
     Shape,
+    Target,
     TrustOption,
 )
 from flowopt.cli.parsing import parse_require
@@ -35,15 +36,12 @@ from flowopt.pipeline.registry import pass_class
 if TYPE_CHECKING:
     from flowopt.report.report import Report
 
-TargetName = Literal["cpu", "cuda", "torch", "tvm", "tvm-cuda"]
 VerifyMode = Literal["each", "final", "off"]
 
 
 def optimize(
     model: Model,
-    target: Annotated[
-        TargetName, typer.Option("--target", help="cpu, cuda: ONNX; torch: a .pt2; tvm, tvm-cuda: a library.")
-    ] = "cpu",
+    target: Target = "cpu",
     arch: Arch = None,
     out: Annotated[
         Path | None,

@@ -70,6 +70,11 @@ Limit = Annotated[
         help="What reading MODEL may cost: memory and json in bytes (8GB), seconds, nodes, members, depth. Repeatable.",
     ),
 ]
+TargetName = Literal["cpu", "cuda", "torch", "tvm", "tvm-cuda"]
+Target = Annotated[
+    TargetName,
+    typer.Option("--target", help="cpu, cuda: ONNX; torch: a .pt2; tvm, tvm-cuda: a library that needs no torch."),
+]
 Arch = Annotated[
     str | None,
     typer.Option(

@@ -92,7 +92,7 @@ def _run(screen: Screen, interface: Mapping[str, Any], folder: Path, target: str
     rows = [["input", *_described(one), _meaning(one["name"])] for one in inputs]
     rows += [["output", *_described(one), ""] for one in outputs]
     screen.table(["", "name", "dtype", "shape", ""], rows, words=5, last_is_words=True)
-    trust = ", trust='code'" if target == "torch" else ""
+    trust = ", trust='code'" if target not in ("cpu", "cuda") else ""
     names = ", ".join(f"{one['name']}={one['name']}" for one in inputs)
     screen.line()
     screen.line(f"run it: flowopt.Artifact.open({str(folder)!r}{trust}).run({names})")

@@ -7,9 +7,10 @@ import typer
 
 from flowopt.cli.json_file import STDOUT, require_writable, write_json
 from flowopt.cli.loading import load_model, load_options
-from flowopt.cli.optimize import TargetName, VerifyMode
+from flowopt.cli.optimize import VerifyMode
 from flowopt.cli.options import (
     DEFAULT_CASE_BUDGET,
+    Arch,
     CaseBudget,
     Debug,
     Dynamic,
@@ -23,6 +24,7 @@ from flowopt.cli.options import (
     Passes,
     Seed,
     Shape,
+    Target,
     TrustOption,
 )
 from flowopt.cli.sampler_choice import chosen_sampler, network_roles
@@ -77,7 +79,8 @@ def sampler(
     clamp: Clamp = None,
     config: Config = None,
     form: FormOption = "auto",
-    target: Annotated[TargetName, typer.Option("--target", help="What the artifact is for: ONNX, or a .pt2.")] = "cpu",
+    target: Target = "cpu",
+    arch: Arch = None,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", metavar="DIR", show_default=False, help="The artifact's; else <name>.flowopt."),
@@ -135,6 +138,8 @@ def sampler(
         raise UserError("--require-device asks for a check that --dry-run and --verify off leave out")
     if target == "torch" and form not in ("auto", "copies"):
         raise UserError(f"--form {form} is a form of ONNX, and --target torch writes copies", hint="leave --form out")
+    if target in ("tvm", "tvm-cuda") and form in ("scan", "loop"):
+        raise UserError(f"--form {form} is a form of ONNX", hint="--form copies or function, or leave it out")
     options = load_options(trust, eval_mode, dynamic, factory, shape, inputs, limit)
     require_writable(json)
     file = file_of(context)
@@ -150,6 +155,7 @@ def sampler(
     from flowopt.cli.render import progress
     from flowopt.cli.render_sampler import render_sampler
     from flowopt.lowering.staging import Staging
+    from flowopt.lowering.targets import target as target_named
     from flowopt.report.to_json import plain, to_json
     from flowopt.sampling.ends import Epilogue
     from flowopt.workflows.optimize import default_folder
@@ -157,6 +163,7 @@ def sampler(
     from flowopt.workflows.sampler import optimize_sampler
 
     # What is wrong with the words is found before the model is loaded, a folder that is wrong before it is verified.
+    target_named(target, arch)
     pipeline = Pipeline(passes, skip=skip or [])
     chosen = chosen_sampler(solver, steps, schedule, convention, scheduler, changes)
     with progress() as show:
@@ -172,6 +179,7 @@ def sampler(
                 program,
                 chosen.spec,
                 target=target,
+                arch=arch,
                 folder=folder,
                 guidance=guided,
                 form=form,
@@ -201,6 +209,8 @@ def _last_line(report: "Report", strict: bool) -> str:
     """What is left to do, or an empty string."""
     if report.outcome == "verified-on-cpu":
         return "verified-on-cpu: no GPU took part; the same command on a machine that has one completes it"
+    if report.outcome == "compiled-not-run":
+        return "compiled-not-run: no GPU ran the library; the same command on a machine that has one completes it"
     if report.outcome == "not-verified":
         return "not-verified: nothing was compared with the network (--verify off)"
     if strict and any(p.outcome == "reverted" for p in report.passes):

@@ -8,8 +8,11 @@ import json
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from flowopt.errors import MalformedModel
 from flowopt.runtime.layout import WEIGHTS_NAME
@@ -28,6 +31,21 @@ class StoredTensor:
     offset: int
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of its elements."""
+        return prod(self.shape) * numpy_dtype(self.dtype).itemsize
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """The dtype of a name as torch has it; those that numpy lacks come from ml_dtypes."""
+    if name.startswith(("bfloat16", "float8")):
+        import ml_dtypes
+
+        found: np.dtype = np.dtype(getattr(ml_dtypes, name))
+        return found
+    return np.dtype(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Run a library that ``--target tvm`` made, with numpy and apache-tvm alone: nothing here imports torch."""
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final, final
@@ -12,7 +12,7 @@ import numpy as np
 from flowopt.errors import MalformedModel, MissingDependency, ModelNotFound, UserError
 from flowopt.formats.digest import file_sha256
 from flowopt.runtime.layout import TVM_MODEL, weights_name
-from flowopt.runtime.library_metadata import LibraryMetadata, StoredTensor, read_metadata
+from flowopt.runtime.library_metadata import LibraryMetadata, StoredTensor, numpy_dtype, read_metadata
 from flowopt.runtime.tvm_package import tvm_package
 
 MAIN_FUNCTION: Final = "main"
@@ -122,27 +122,17 @@ def processor_features(tvm: Any, name: str | None = None) -> set[str]:
     return {str(one) for one in codegen.llvm_get_cpu_features(target)}
 
 
-def numpy_dtype(name: str) -> np.dtype:
-    """The dtype of a name as torch has it; those that numpy lacks come from ml_dtypes."""
-    if name.startswith(("bfloat16", "float8")):
-        import ml_dtypes
-
-        found: np.dtype = np.dtype(getattr(ml_dtypes, name))
-        return found
-    return np.dtype(name)
-
-
 def _machine(tvm: Any, path: Path, device: Any) -> Any:
-    """The library in a virtual machine, loaded under a name that no earlier load had.
+    """The library in a virtual machine, loaded as a copy whose path no earlier load had.
 
     The system's loader takes a library whose path it knows for the one that it has, also after another file took its
-    place.
+    place; links are followed before it looks.
     """
     with tempfile.TemporaryDirectory(prefix="flowopt-") as folder:
-        link = Path(folder) / f"{file_sha256(path)}.so"
-        link.symlink_to(path.resolve())
+        copy = Path(folder) / TVM_MODEL
+        shutil.copyfile(path, copy)
         try:
-            return tvm.relax.VirtualMachine(tvm.runtime.load_module(str(link)), device)
+            return tvm.runtime.vm.VirtualMachine(tvm.runtime.load_module(str(copy)), device)
         # TVM raises RuntimeError and subclasses of it, the loader OSError.
         except (RuntimeError, OSError, ValueError, AttributeError) as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -153,7 +143,9 @@ def _machine(tvm: Any, path: Path, device: Any) -> Any:
 
 def _require_processor(tvm: Any, metadata: LibraryMetadata, path: Path) -> None:
     """An instruction that the processor lacks would end the process without a word."""
-    lacking = sorted(set(metadata.features) - processor_features(tvm))
+    # TVM's runtime alone, without its compiler, does not know processors.
+    knows = metadata.features and tvm.get_global_func("target.llvm_get_system_cpu", allow_missing=True)
+    lacking = sorted(set(metadata.features) - processor_features(tvm)) if knows else []
     if lacking:
         shown = ", ".join(lacking[:4]) + (", ..." if len(lacking) > 4 else "")
         raise UserError(
@@ -184,7 +176,7 @@ def _weights(tvm: Any, metadata: LibraryMetadata, folder: Path, device: Any, che
     if path.is_symlink() or not path.is_file():
         raise MalformedModel(f"the weights {path} are missing", hint=f"copy the whole folder, or {_AGAIN}")
     size = path.stat().st_size
-    needed = max((one.offset + _bytes(one) for one in metadata.tensors), default=0)
+    needed = max((one.offset + one.bytes for one in metadata.tensors), default=0)
     if size < needed:
         raise MalformedModel(f"{path} has {size} bytes of {needed}", hint=f"copy it again, or {_AGAIN}")
     is_checked = size <= _HASHED_BYTES if check_weights is None else check_weights
@@ -199,16 +191,12 @@ def _weights(tvm: Any, metadata: LibraryMetadata, folder: Path, device: Any, che
 
 
 def _tensor(tvm: Any, mapped: np.ndarray, entry: StoredTensor, device: Any) -> Any:
-    raw = mapped[entry.offset : entry.offset + _bytes(entry)]
+    raw = mapped[entry.offset : entry.offset + entry.bytes]
     array = raw.view(numpy_dtype(entry.dtype)).reshape(entry.shape)
     # Numpy exports its own dtypes alone, and TVM takes no memory of no size.
     if device == tvm.cpu() and array.dtype.kind in "fiub" and array.size:
         return tvm.runtime.from_dlpack(array)
     return tvm.runtime.tensor(np.ascontiguousarray(array), device)
-
-
-def _bytes(entry: StoredTensor) -> int:
-    return prod(entry.shape) * numpy_dtype(entry.dtype).itemsize
 
 
 def _described(spec: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ _INSTALL = 'pip install "flowopt[tvm]"'
 
 
 def tvm_package() -> Any:
-    """The package ``tvm``, once it is known to be Apache TVM with Relax.
+    """The package ``tvm``, once it is known to be Apache TVM with the virtual machine of Relax.
 
     Raises:
         MissingDependency: with the line to run; PyPI's project ``tvm`` is another program.
@@ -19,16 +19,16 @@ def tvm_package() -> Any:
     why = "the installed package 'tvm' is an unrelated project; Apache TVM is called 'apache-tvm'" if foreign else ""
     try:
         import tvm
-        from tvm import relax
+        import tvm.runtime.vm
     except ImportError as error:
         if _version("apache-tvm") is not None:
             raise MissingDependency(
                 "apache-tvm is installed, but does not import", why=why or str(error), hint=repair
             ) from error
         raise MissingDependency("the targets tvm and tvm-cuda need apache-tvm", why=why, hint=repair) from error
-    if not hasattr(relax, "VirtualMachine"):
+    if not hasattr(tvm.runtime.vm, "VirtualMachine"):
         raise MissingDependency(
-            "this package 'tvm' has no Relax virtual machine",
+            "this package 'tvm' has no virtual machine of Relax",
             why=why or f"it is version {getattr(tvm, '__version__', 'unknown')}, which is too old",
             hint=repair,
         )

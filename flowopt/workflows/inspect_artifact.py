@@ -1,5 +1,6 @@
 """Inspect an artifact: what its files hold, read by flowopt's own readers; nothing is run."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flowopt.errors import FlowoptError, MalformedModel, ModelNotFound
+from flowopt.formats.digest import file_sha256
 from flowopt.formats.limits import DEFAULT_LIMITS, Limits
 from flowopt.formats.onnx.containment import CheckedOnnx, checked_onnx
 from flowopt.formats.onnx.header import read_header
@@ -20,6 +22,7 @@ from flowopt.report.stored import StoredReport, stored_report
 from flowopt.runtime.contents import checked_artifact
 from flowopt.runtime.interface import described_interface, parsed_interface_text
 from flowopt.runtime.layout import INTERFACE_FILE, INTERFACE_KEY, MODEL_FILES, VERSION_KEY, committed
+from flowopt.runtime.library_metadata import read_metadata
 
 _ONNX_DTYPES: Final[Mapping[int, str]] = {
     1: "float32",
@@ -75,7 +78,10 @@ def inspect_artifact(path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Ar
     model = found.model if found is not None and path.is_dir() else path
     # Of a file with any name and no report, nothing says that it is an artifact's.
     is_own = found is not None and found.model == model and (path.is_dir() or found.report is not None)
-    content = _of_archive(model, limits) if model.suffix == ".pt2" else _of_onnx(model, limits, is_own=is_own)
+    if model.suffix == ".so":
+        content = _of_library(model, found.report if found is not None else None)
+    else:
+        content = _of_archive(model, limits) if model.suffix == ".pt2" else _of_onnx(model, limits, is_own=is_own)
     report, notes = _report(found.report if found is not None and found.sha256 == content.sha256 else None)
     interface, more = _interface(content.interface)
     return ArtifactInspection(
@@ -151,6 +157,27 @@ def _of_archive(model: Path, limits: Limits) -> _Content:
         opsets={},
         writer="",
         interface=archive.extra.get(INTERFACE_FILE),
+    )
+
+
+def _of_library(model: Path, report: Mapping[str, object] | None) -> _Content:
+    """What a library says of itself; what it calls, only its report knows. Nothing of it runs."""
+    metadata = read_metadata(model)
+    files = {model.name: model.stat().st_size}
+    weights = model.parent / metadata.weights if metadata.weights is not None else None
+    if weights is not None:
+        if not weights.is_file():
+            raise MalformedModel(f"the weights {weights} are missing", hint="copy the whole folder")
+        files[weights.name] = weights.stat().st_size
+    called = (report or {}).get("census_lowered", {})
+    return _Content(
+        sha256=file_sha256(model),
+        files=files,
+        census=Counter(called) if isinstance(called, dict) else Counter(),
+        stored=_counted((at, one.dtype, one.shape, one.bytes) for at, one in enumerate(metadata.tensors)),
+        opsets={},
+        writer=f"flowopt {metadata.version}, TVM for {metadata.device} ({metadata.arch})",
+        interface=json.dumps(metadata.interface),
     )
 
 

@@ -22,6 +22,7 @@ from flowopt.runtime.torch_module import open_exported
 from flowopt.verification.loop_check import Step, check_loop
 from flowopt.verification.loop_evidence import Inputs, LoopEvidence, Sampled
 from flowopt.workflows.lower import LoweredRun, Progress
+from flowopt.workflows.lower_tvm_sampler import lowered_tvm_sampler
 
 # The file itself is judged with the runtime's optimisations off; then as it will run, or as near as it agrees.
 _LEVELS: tuple[Level, ...] = ("all", "extended", "basic")
@@ -73,6 +74,11 @@ def lower_and_verify_sampler(
         if target.backend == "torch":
             model = lower_sampler_to_torch(program, staging).model
             done = _verified_torch(model, program, evidence, seed, on_progress)
+        elif target.backend == "tvm":
+            library = lowered_tvm_sampler(program, staging, target, evidence, seed, on_progress)
+            model = library.lowered.model
+            census = dict(library.lowered.census)
+            done = LoweredLoop(library.lowered.form, LoweredRun(library.levels, library.runtime, census), library.cases)
         else:
             lowered = lower_sampler_to_onnx(program, staging, device=target.device)
             model = lowered.model

@@ -50,8 +50,7 @@ def lowered_tvm(
     if target.device == "cuda" and not cuda_device_available():
         imported = _import_verdict(program, _smallest(evidence), "quick", on_progress)
         # A good import says nothing of kernels that never ran: only a bad one decides.
-        levels = () if imported else (LevelVerdict(IMPORTED, imported),)
-        return VerifiedTvm(lowered, levels, runtime)
+        return VerifiedTvm(lowered, () if imported else (LevelVerdict(IMPORTED, imported),), runtime)
     runtime["verified_on"] = target.device
     verdict = _library_verdict(lowered, evidence, depth, on_progress)
     levels: tuple[LevelVerdict, ...] = (LevelVerdict(COMPILED, verdict),)

@@ -12,6 +12,7 @@ from flowopt.ir.loop_spec import Form
 from flowopt.ir.text import operator_census
 from flowopt.lowering.targets import Target
 from flowopt.lowering.targets import target as target_named
+from flowopt.lowering.tvm.toolchain import require_toolchain
 from flowopt.pipeline.presets import DEFAULT_PRESET
 from flowopt.pipeline.runner import PipelineRun
 from flowopt.program.program import Program
@@ -66,6 +67,7 @@ def optimize_sampler(
     spec: SamplerSpec,
     *,
     target: str = "cpu",
+    arch: str | None = None,
     folder: str | Path | None = None,
     guidance: ClassifierFree | None = None,
     form: Form = "auto",
@@ -92,7 +94,8 @@ def optimize_sampler(
     Args:
         program: the network, one evaluation; never changed.
         spec: the sampler, of ``flowopt.sampling``.
-        target: ``cpu``, ``cuda`` (ONNX) or ``torch`` (``.pt2``, the steps written out).
+        target: ``cpu``, ``cuda`` (ONNX), ``torch`` (``.pt2``, the steps written out), ``tvm`` or ``tvm-cuda``.
+        arch: as for ``optimize``.
         folder: of the artifact; ``<name of the source>.flowopt`` by default.
         guidance, form, sample, times, prediction, output: as for ``flowopt.sampling.fold``.
         library: your own loop, which the file is compared with too: from the sampler's inputs by name to the sample.
@@ -108,8 +111,10 @@ def optimize_sampler(
         UserError: what cannot be folded or lowered, and what to write.
         CannotWrite: the folder.
     """
-    wanted = target_named(target)
+    wanted = target_named(target, arch)
     require_level(level)
+    if wanted.backend == "tvm" and not dry_run:
+        require_toolchain(wanted.device, arch)
     pipeline = passes if isinstance(passes, Pipeline) else Pipeline(passes, skip=skip)
     on_progress(f"folding {spec.evaluations} evaluations of the network")
     roles = roles_of(program, len(spec.times[0]), sample=sample, times=times, prediction=prediction)
@@ -140,11 +145,11 @@ def optimize_sampler(
         wanted,
         path,
         None if verify == "off" else known,
-        lambda done: to_json(settings.report(_outcome(wanted, done), done)),
+        lambda done: to_json(settings.report(_outcome(wanted, done, is_verified=verify != "off"), done)),
         seed=seed,
         on_progress=on_progress,
     )
-    report = settings.report(_outcome(wanted, lowered), lowered)
+    report = settings.report(_outcome(wanted, lowered, is_verified=verify != "off"), lowered)
     decisive = NOT_VERIFIED if lowered.run.decisive is None else lowered.run.decisive
     is_written = bool(decisive) or decisive.outcome is Outcome.NOT_VERIFIED
     # The archive was written by this call, so it may be loaded.
@@ -166,13 +171,13 @@ def _evidence(
     return tuple(found)
 
 
-def _outcome(target: Target, lowered: LoweredLoop) -> str:
+def _outcome(target: Target, lowered: LoweredLoop, *, is_verified: bool) -> str:
     verdict = lowered.run.decisive
     if verdict is None:
-        return "not-verified"
+        return "compiled-not-run" if target.name == "tvm-cuda" and is_verified else "not-verified"
     if not verdict:
         return verdict.outcome.value
-    on_cpu = target.device == "cuda" and lowered.run.runtime.get("verified_on") != CUDA_PROVIDER
+    on_cpu = target.device == "cuda" and lowered.run.runtime.get("verified_on") not in (CUDA_PROVIDER, "cuda")
     return "verified-on-cpu" if on_cpu else "verified"
 
 

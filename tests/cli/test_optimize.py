@@ -7,8 +7,7 @@ import pytest
 import torch
 from onnx import helper
 
-from flowopt.cli.optimize import TargetName
-from flowopt.cli.options import Trust
+from flowopt.cli.options import TargetName, Trust
 from flowopt.lowering.targets import TARGETS
 from flowopt.program.loading import load
 from flowopt.report.verdict import Finding, Outcome, Verdict

@@ -82,6 +82,10 @@ def joined(module: Any, names: LoopNames, parameters: Mapping[str, int]) -> Any:
 
     module = _private(tvm, module)
     gv = {name: module.get_global_var(name) for name in PARTS}
+    for variable in gv.values():
+        # A call's type is read from what it calls.
+        if variable.ty.is_missing():
+            relax.expr._update_type(variable, module[variable].ty)
     stored = {part: list(module[gv[part]].params)[-count:] if count else [] for part, count in parameters.items()}
     known = _types_by_name(module, names)
 
@@ -91,11 +95,11 @@ def joined(module: Any, names: LoopNames, parameters: Mapping[str, int]) -> Any:
     fresh: dict[Any, Any] = {}
     number = relax.Var("number", relax.TensorType((), _NUMBER))
     variables = {name: relax.Var(name, _fresh(known[name], fresh)) for name in carried}
-    inside = {part: [relax.Var(f"{part}_{v.name_hint}", v.ty) for v in stored[part]] for part in (ROWS, STEP)}
+    inside = {part: [relax.Var(f"{part}_{v.name}", v.ty) for v in stored[part]] for part in (ROWS, STEP)}
     parameters_of_loop = [number, *variables.values(), *inside[ROWS], *inside[STEP]]
     loop = tvm.ir.GlobalVar(_LOOP)
     state = relax.TupleType([variables[name].ty for name in names.state])
-    relax.expr._update_type(loop, relax.FuncType([v.ty for v in parameters_of_loop], state))
+    relax.expr._update_type(loop, relax.Function.create_empty(parameters_of_loop, state).ty)
 
     builder = relax.BlockBuilder()
     emit: Callable[[Any], Any] = builder.emit
@@ -116,7 +120,6 @@ def joined(module: Any, names: LoopNames, parameters: Mapping[str, int]) -> Any:
     body = builder.normalize(relax.SeqExpr([block], returned))
     builder.end_scope()
     function = relax.Function(parameters_of_loop, body, state, is_pure=True)
-    relax.expr._update_type(function, loop.ty)
     module[loop] = function
     return _with_main(module, names, gv, loop, stored, carried)
 
@@ -129,7 +132,7 @@ def _with_main(
     fresh: dict[Any, Any] = {}
     known = dict(zip(names.inputs, module[gv[PROLOGUE]].params, strict=False))
     inputs = {name: relax.Var(name, _fresh(known[name].ty, fresh)) for name in names.inputs}
-    outer = {part: [relax.Var(f"{part}_{v.name_hint}", v.ty) for v in stored[part]] for part in PARTS}
+    outer = {part: [relax.Var(f"{part}_{v.name}", v.ty) for v in stored[part]] for part in PARTS}
     builder = relax.BlockBuilder(module)
     parameters = [*inputs.values(), *(v for part in PARTS for v in outer[part])]
     with builder.function(MAIN, parameters, attrs={"num_input": len(inputs)}):

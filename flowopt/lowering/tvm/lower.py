@@ -4,12 +4,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-import flowopt
 from flowopt.errors import UserError
 from flowopt.ir.loop_spec import Form
 from flowopt.lowering.sound_sampler import require_sound
@@ -18,8 +18,8 @@ from flowopt.lowering.tvm.compiler import run_compiler
 from flowopt.lowering.tvm.imported import imported
 from flowopt.lowering.tvm.job import LIBRARY_FILE, MODULE_FILE, PARAMETERS_FILE, WEIGHTS_FILE, Device, Job, Kind
 from flowopt.lowering.tvm.loop import EPILOGUE, MAIN, PROLOGUE, ROWS, STEP, LoopNames
+from flowopt.lowering.tvm.parameters import chunks_of, table_of
 from flowopt.lowering.tvm.toolchain import require_toolchain
-from flowopt.lowering.tvm.weights import chunks_of, table_of
 from flowopt.program.interface import Interface
 from flowopt.program.program import Program
 from flowopt.program.sampler_program import SamplerProgram
@@ -148,7 +148,7 @@ def _lowered(
         parameters={name: [next(placed) for _ in part] for name, part in tensors.items()},
         state={name: next(placed) for name in states},
         loop=loop,
-        version=flowopt.__version__,
+        version=version("flowopt"),
         interface=described_interface(interface),
     )
     with tempfile.TemporaryDirectory(prefix="flowopt-tvm-", ignore_cleanup_errors=True) as scratch:

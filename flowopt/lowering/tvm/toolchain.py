@@ -32,9 +32,10 @@ def require_toolchain(device: Device, arch: str | None) -> Any:
             hint="apt install g++ (or clang), or set CXX to one",
         )
     if device == "cuda":
-        from flowopt.lowering.tvm.cuda.pipeline import cuda_target, require_nvcc
+        from flowopt.lowering.tvm.cuda.architecture import require_architecture
+        from flowopt.lowering.tvm.cuda.nvcc import require_nvcc
 
-        cuda_target(arch or "")
+        require_architecture(arch or "")
         require_nvcc()
     elif arch is not None:
         codegen = tvm.target.codegen

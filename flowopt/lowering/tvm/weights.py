@@ -1,13 +1,11 @@
-"""Tensors in one file, each at an aligned offset: how they go to the compiler's process, and into an artifact."""
+"""Arrays in one file, each at an aligned offset: what an artifact's weights are. Imports no torch."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from flowopt.runtime.layout import weights_name
 from flowopt.runtime.library_metadata import StoredTensor
@@ -25,21 +23,6 @@ def placed(entries: Iterable[tuple[str, Sequence[int], int]]) -> list[StoredTens
         table.append(StoredTensor(offset, dtype, tuple(shape)))
         end = offset + prod(shape) * itemsize
     return table
-
-
-def table_of(tensors: Iterable[Tensor]) -> list[StoredTensor]:
-    """Where each of these tensors lies."""
-    return placed((str(t.dtype).removeprefix("torch."), tuple(t.shape), t.element_size()) for t in tensors)
-
-
-def chunks_of(tensors: Iterable[Tensor], table: Sequence[StoredTensor]) -> Iterator[bytes | memoryview]:
-    """The file's content, tensor by tensor."""
-    end = 0
-    for tensor, entry in zip(tensors, table, strict=True):
-        yield bytes(entry.offset - end)
-        whole = tensor.detach().cpu().contiguous()
-        yield whole.reshape(-1).view(torch.uint8).numpy().data
-        end = entry.offset + whole.numel() * whole.element_size()
 
 
 def write_arrays(arrays: Sequence[np.ndarray], path: Path) -> tuple[list[StoredTensor], str | None]:

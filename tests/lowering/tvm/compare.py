@@ -24,11 +24,11 @@ class Function(nn.Module):
 
 
 def captured(
-    function: Callable[..., Any] | nn.Module, *inputs: Tensor, free: Mapping[str, Any] | None = None
+    function: Callable[..., Any] | nn.Module, *inputs: Tensor, free: Mapping[str, Any] | None = None, dims: Any = None
 ) -> Program:
     """A function or module as a program; ``free`` maps ``x`` and ``y`` to free axes."""
     module = function if isinstance(function, nn.Module) else Function(function)
-    return capture(module, inputs, dynamic=free, eval_mode=True)
+    return capture(module, inputs, dynamic=free, dims=dims, eval_mode=True)
 
 
 def compiled(program: Program) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
@@ -42,7 +42,7 @@ def compiled(program: Program) -> Callable[[Mapping[str, Tensor]], dict[str, Ten
 
     def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensors = [*(inputs[i.name] for i in program.inputs), *(program.tensors[name] for name in found.parameters)]
-        results = machine["main"](*(tvm.runtime.from_dlpack(t.detach().contiguous()) for t in tensors))
+        results = machine["main"](*(tvm.runtime.from_dlpack(t.detach().clone()) for t in tensors))
         return {o.name: torch.utils.dlpack.from_dlpack(r) for o, r in zip(program.outputs, results, strict=True)}
 
     return run
@@ -64,6 +64,36 @@ def require_equivalent(program: Program, *inputs: Sequence[Tensor]) -> None:
 def raised(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inputs of the float64 twin."""
     return {name: raised_tensor(tensor) for name, tensor in inputs.items()}
+
+
+class Cases(nn.Module):
+    """Many functions as one program, which is captured and compiled once."""
+
+    def __init__(self, cases: Mapping[str, tuple[Callable[..., Any], tuple[Tensor, ...]]]) -> None:
+        super().__init__()
+        self.cases = cases
+        self.parts = nn.ModuleList(f for f, _ in cases.values() if isinstance(f, nn.Module))
+
+    def forward(self, *inputs: Tensor) -> Any:
+        left, made = list(inputs), {}
+        for k, (function, own) in enumerate(self.cases.values()):
+            made[f"case{k}"] = function(*(left.pop(0) for _ in own))
+        return made
+
+
+def results(cases: Mapping[str, tuple[Callable[..., Any], tuple[Tensor, ...]]]) -> dict[str, list[tuple[Tensor, ...]]]:
+    """Of every case its outputs: as TVM, eager torch and float64 give them."""
+    inputs = [x for _, own in cases.values() for x in own]
+    program = captured(Cases(cases), *inputs)
+    bound = program.bind(tuple(inputs), {})
+    eager, exact = program.run_named(bound), program.raised_copy().run_named(raised(bound))
+    found = compiled(program)(bound)
+    collected: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in cases}
+    names = list(cases)
+    for output in eager:
+        case = names[int(output.split(".")[0].removeprefix("case"))]
+        collected[case].append((found[output], eager[output], exact[output]))
+    return collected
 
 
 def require_near(found: Tensor, eager: Tensor, exact: Tensor, name: str) -> None:

@@ -116,8 +116,9 @@ def _safe_softmax(make: Maker, x: Any, dim: int, dtype: Any = None) -> Any:
     source = make.cast(x, make.work_dtype)
     axis = axis_of(dim, rank_of(x))
     zero = make.constant(0, make.work_dtype)
-    peak = make.emit(relax.op.max(source, axis=[axis], keepdims=True))
-    dead = make.emit(relax.op.equal(peak, make.constant(float("-inf"), make.work_dtype)))
+    seen = make.emit(relax.op.greater(source, make.constant(float("-inf"), make.work_dtype)))
+    any_seen = make.emit(relax.op.max(make.cast(seen, "int8"), axis=[axis], keepdims=True))
+    dead = make.emit(relax.op.equal(any_seen, make.constant(0, "int8")))
     soft = make.emit(relax.op.nn.softmax(relax.op.where(dead, zero, source), axis))
     return make.result(make.emit(relax.op.where(dead, zero, soft)))
 

@@ -87,14 +87,14 @@ def _masked(make: Maker, scores: Any, mask: Any) -> tuple[Any, Any]:
 
     dtype = dtype_of(scores)
     lowest = make.constant(float("-inf"), dtype)
-    if dtype_of(mask) == "bool":
-        seen = make.emit(relax.op.max(make.cast(mask, "int8"), axis=[-1], keepdims=True))
-        dead = make.emit(relax.op.equal(seen, make.constant(0, "int8")))
+    added = None if dtype_of(mask) == "bool" else make.cast(mask, dtype)
+    seen = mask if added is None else make.emit(relax.op.greater(added, lowest))
+    # The largest truth value, not the largest number: TVM's maximum over -inf alone is the lowest finite number.
+    any_seen = make.emit(relax.op.max(make.cast(seen, "int8"), axis=[-1], keepdims=True))
+    dead = make.emit(relax.op.equal(any_seen, make.constant(0, "int8")))
+    if added is None:
         shown = make.emit(relax.op.logical_or(mask, dead))
         return make.emit(relax.op.where(shown, scores, lowest)), dead
-    added = make.cast(mask, dtype)
-    peak = make.emit(relax.op.max(added, axis=[-1], keepdims=True))
-    dead = make.emit(relax.op.equal(peak, lowest))
     alive = make.emit(relax.op.where(dead, make.constant(0, dtype), added))
     return make.emit(relax.op.add(scores, alive)), dead
 

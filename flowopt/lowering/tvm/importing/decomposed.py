@@ -1,5 +1,9 @@
 """Operators without a converter written with others, by torch's own decompositions."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.export import ExportedProgram
 
@@ -17,7 +21,7 @@ def decomposed(exported: ExportedProgram) -> ExportedProgram:
     """
     for _ in range(_MOST_ROUNDS):
         unknown = {n.target for n in unknown_operators(exported.graph.nodes)}
-        table = {op: f for op, f in _decompositions().items() if op in unknown}
+        table = {op: _decompositions()[op] for op in unknown if op in _decompositions()}
         if not table:
             break
         # With autograd on, torch traces attention as another kernel than the captured one.
@@ -26,7 +30,8 @@ def decomposed(exported: ExportedProgram) -> ExportedProgram:
     return exported
 
 
-def _decompositions() -> dict[object, object]:
+@functools.cache
+def _decompositions() -> dict[Any, Callable[..., Any]]:
     from torch._decomp import core_aten_decompositions, decomposition_table
 
     return {**decomposition_table, **dict(core_aten_decompositions().items())}

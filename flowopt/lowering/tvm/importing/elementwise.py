@@ -72,10 +72,9 @@ def _floor_divide(make: Maker, x: Value, other: Value) -> Any:
 
     def quotient(tirx: Any, a: Any, b: Any) -> Any:
         # Through the remainder, as torch does: floor(a / b) is one too high where a / b rounds up to an integer.
-        rest = tirx.fmod(a, b)
+        rest = _rest(tirx, a, b)
         zero, one = tirx.const(0, a.ty.dtype), tirx.const(1, a.ty.dtype)
-        below = tirx.all(rest != zero, (b < zero) != (rest < zero))
-        exact = (a - rest) / b - tirx.Select(below, one, zero)
+        exact = (a - rest) / b - tirx.Select(_is_opposite(tirx, rest, b), one, zero)
         down = tirx.floor(exact)
         return tirx.Select(b == zero, a / b, down + tirx.Select(exact - down > one / 2, one, zero))
 
@@ -87,16 +86,27 @@ def _remainder(make: Maker, x: Value, other: Value) -> Any:
         return _pairwise(make, lambda tirx, a, b: tirx.floormod(a, b), x, other)
 
     def remainder(tirx: Any, a: Any, b: Any) -> Any:
-        rest, zero = tirx.fmod(a, b), tirx.const(0, a.ty.dtype)
-        return rest + tirx.Select(tirx.all(rest != zero, (b < zero) != (rest < zero)), b, zero)
+        rest = _rest(tirx, a, b)
+        return rest + tirx.Select(_is_opposite(tirx, rest, b), b, tirx.const(0, a.ty.dtype))
 
     return _pairwise(make, remainder, x, other)
 
 
 def _fmod(make: Maker, x: Value, other: Value) -> Any:
     if _is_float(make.out_dtype):
-        return _pairwise(make, lambda tirx, a, b: tirx.fmod(a, b), x, other)
+        return _pairwise(make, _rest, x, other)
     return _pairwise(make, lambda tirx, a, b: tirx.truncmod(a, b), x, other)
+
+
+def _is_opposite(tirx: Any, rest: Any, divisor: Any) -> Any:
+    zero = tirx.const(0, rest.ty.dtype)
+    return tirx.any(tirx.all(rest > zero, divisor < zero), tirx.all(rest < zero, divisor > zero))
+
+
+def _rest(tirx: Any, a: Any, b: Any) -> Any:
+    """The C library's ``fmod``: TVM's intrinsic of that name has no lowering for LLVM."""
+    dtype = str(a.ty.dtype)
+    return tirx.call_pure_extern(dtype, "fmodf" if dtype == "float32" else "fmod", a, b)
 
 
 def _pairwise(make: Maker, function: Callable[..., Any], x: Value, other: Value) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from flowopt.lowering.tvm.importing.sizes import size_expression
+from flowopt.lowering.tvm.importing.sizes import number_expression, size_expression
 
 Value = Any  # a Relax variable, a number, a size (an int64 expression), None, or a tuple of them
 
@@ -35,6 +35,10 @@ class Maker:
     def size(self, size: Any) -> Any:
         """A recorded size as an int64 expression."""
         return size_expression(size, self._variables)
+
+    def number(self, number: torch.SymFloat) -> Any:
+        """A floating number made of sizes as a float64 expression."""
+        return number_expression(number, self._variables)
 
     @property
     def out_dtype(self) -> str:
@@ -112,8 +116,19 @@ class Maker:
             return tensor
         if dtype == "bool":
             # A plain cast keeps the lowest bit alone.
-            return self.emit(relax.op.not_equal(tensor, self.constant(0, dtype_of(tensor))))
+            return self.not_equal(tensor, self.constant(0, dtype_of(tensor)))
         return self.emit(relax.op.astype(tensor, dtype))
+
+    def not_equal(self, one: Any, other: Any) -> Any:
+        """Whether elements differ; TVM's own operator says that NaN differs from nothing."""
+        from tvm import relax
+
+        differ = self.emit(relax.op.not_equal(one, other))
+        if "float" not in dtype_of(one):
+            return differ
+        for operand in (one, other):
+            differ = self.emit(relax.op.logical_or(differ, relax.op.isnan(operand)))
+        return differ
 
     def result(self, tensor: Any) -> Any:
         """The tensor in the dtype that torch gives the result."""

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, fx
+import torch
+from torch import fx
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 
 from flowopt.lowering.tvm.importing.maker import Maker, Value, dtype_name, dtype_of, wide
@@ -18,7 +19,9 @@ def _compared(name: str) -> Converter:
         dtype = _common_dtype(make.node)
         if dtype == "bool":
             dtype = "int8"  # TVM orders no booleans
-        operands = (make.as_tensor(v, dtype) for v in (x, other))
+        operands = [make.as_tensor(v, dtype) for v in (x, other)]
+        if name == "not_equal":
+            return make.not_equal(*operands)
         return make.emit(getattr(relax.op, name)(*operands))
 
     return comparison
@@ -27,11 +30,10 @@ def _compared(name: str) -> Converter:
 def _common_dtype(node: fx.Node) -> str:
     """The dtype that torch compares in."""
     recorded = [a.meta["val"] if isinstance(a, fx.Node) else a for a in node.args]
-    tensors = [r if isinstance(r, Tensor) else float(0) if isinstance(r, float) else r for r in recorded]
-    # A free size is an int64 number here; its own value would need a guard.
-    numbers = [t if isinstance(t, (Tensor, bool, int, float)) else 0 for t in tensors]
+    # Any number of its kind stands for a free size: its own value would need a guard.
+    operands = [0 if isinstance(r, torch.SymInt) else 0.0 if isinstance(r, torch.SymFloat) else r for r in recorded]
     kind = ELEMENTWISE_TYPE_PROMOTION_KIND.ALWAYS_BOOL
-    return wide(dtype_name(elementwise_dtypes(*numbers, type_promotion_kind=kind)[0]))
+    return wide(dtype_name(elementwise_dtypes(*operands, type_promotion_kind=kind)[0]))
 
 
 def _logical(name: str) -> Converter:

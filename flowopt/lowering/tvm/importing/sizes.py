@@ -40,6 +40,40 @@ def size_expression(size: Any, variables: Mapping[str, Any]) -> Any:
     return _call(size, [size_expression(part, variables) for part in _integral_parts(size)])
 
 
+def number_expression(number: Any, variables: Mapping[str, Any]) -> Any:
+    """A floating number made of sizes, such as ``length ** -0.5``, as a float64 expression.
+
+    Args:
+        number: a ``torch.SymFloat`` or the sympy expression of one.
+        variables: symbol name to ``tirx.Var``.
+
+    Raises:
+        UnknownSize: see there.
+    """
+    from tvm import tirx
+
+    if isinstance(number, torch.SymFloat):
+        number = number.node.expr
+    if isinstance(number, (sympy.Float, sympy.Rational)):
+        return tirx.const(float(number), "float64")
+    if number.is_integer:
+        return tirx.Cast("float64", size_expression(number, variables))
+    parts = [number_expression(part, variables) for part in number.args]
+    if isinstance(number, torch_functions.ToFloat):
+        return parts[0]
+    if isinstance(number, sympy.Add):
+        return reduce(lambda a, b: a + b, parts)
+    if isinstance(number, sympy.Mul):
+        return reduce(lambda a, b: a * b, parts)
+    if isinstance(number, (torch_functions.IntTrueDiv, torch_functions.FloatTrueDiv)):
+        return parts[0] / parts[1]
+    if isinstance(number, (torch_functions.FloatPow, sympy.Pow)):
+        return tirx.power(*parts)
+    if isinstance(number, torch_functions.OpaqueUnaryFn_sqrt):
+        return tirx.sqrt(parts[0])
+    raise UnknownSize(f"the number {number} has no form")
+
+
 def _integral_parts(size: Any) -> tuple[Any, ...]:
     if isinstance(size, sympy.Mul) and any(isinstance(part, sympy.Rational) and part.q != 1 for part in size.args):
         # n/2 where n is known to be even: the product first, so that the division is exact.
@@ -63,7 +97,7 @@ def _call(size: Any, parts: list[Any]) -> Any:
         return tirx.floordiv(parts[0], parts[1])
     if isinstance(size, (torch_functions.Mod, torch_functions.PythonMod, sympy.Mod)):
         return tirx.floormod(parts[0], parts[1])
-    if isinstance(size, (torch_functions.CeilDiv,)):
+    if isinstance(size, torch_functions.CeilDiv):
         return tirx.floordiv(parts[0] + parts[1] - 1, parts[1])
     if isinstance(size, (torch_functions.Max, sympy.Max)):
         return reduce(tirx.max, parts)

@@ -101,8 +101,12 @@ def _value(make: Maker, node: fx.Node, values: Mapping[fx.Node, Value]) -> Value
     if any(check in name for check in _CHECKS):
         return None
     try:
-        if isinstance(recorded, (int, torch.SymInt)):
-            return make.size(recorded) if isinstance(recorded, torch.SymInt) else recorded
+        if isinstance(recorded, torch.SymInt):
+            return make.size(recorded)
+        if isinstance(recorded, torch.SymFloat):
+            return make.number(recorded)
+        if isinstance(recorded, (int, float)):
+            return recorded
         if name == "getitem":
             return _item(node, values)
         converter = CONVERTERS.get(name)
@@ -113,9 +117,13 @@ def _value(make: Maker, node: fx.Node, values: Mapping[fx.Node, Value]) -> Value
         return _as_recorded(make, made, recorded)
     except (UnknownSize, Unsupported) as error:
         raise Untranslatable(node, str(error)) from error
-    except Exception as error:
+    except AssertionError as error:
         error.add_note(f"while importing {node.format_node()}")
         raise
+    except Exception as error:
+        # TVM raises some ten types for arguments that an operator of its own does not take.
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise Untranslatable(node, f"{type(error).__name__}: {reason}") from error
 
 
 def _item(node: fx.Node, values: Mapping[fx.Node, Value]) -> Value:
@@ -172,6 +180,6 @@ def unknown_operators(nodes: Iterable[fx.Node]) -> list[fx.Node]:
         if n.op == "call_function"
         and isinstance(n.target, torch._ops.OpOverload)
         and not any(check in target_name(n) for check in _CHECKS)
-        and not isinstance(n.meta.get("val"), (int, torch.SymInt))
+        and not isinstance(n.meta.get("val"), (int, float, torch.SymInt, torch.SymFloat))
         and target_name(n) not in CONVERTERS
     ]

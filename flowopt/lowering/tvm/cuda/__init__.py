@@ -1,0 +1,1 @@
+"""Relax modules become code for NVIDIA's GPUs, on machines with and without one."""
