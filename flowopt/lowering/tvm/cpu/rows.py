@@ -128,8 +128,12 @@ def _vectorise(sch: Any, stage: Any, lanes: int) -> None:
         if sch.get(lane).kind != ForKind.VECTORIZED:
             sch.vectorize(lane)
         return
-    if name.endswith(("_of_lanes", "_of_rest")) or constant(sch.get(loops[-1]).extent) is None:
-        # Serial: a few elements, or a free length that the code generator vectorises by itself.
+    if name.endswith("_of_rest"):
+        # There may be no element: the initial value then is the result, and must not wait for the first one.
+        sch.decompose_reduction(stage, loops[-1])
+        return
+    if name.endswith("_of_lanes") or constant(sch.get(loops[-1]).extent) is None:
+        # Serial: one vector's lanes, or a free length that the code generator vectorises by itself.
         return
     extent = constant(sch.get(loops[-1]).extent)
     if extent is not None and extent > 1 and extent % lanes == 0:

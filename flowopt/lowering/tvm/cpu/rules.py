@@ -1,13 +1,13 @@
 """The schedule rules, tried in this order; the first that applies decides.
 
-A rule takes a schedule of one function and returns whether it applied; it may raise ScheduleError, which counts as no.
+A rule takes a schedule of one function and returns whether it applied. Primitives that do not fit the function raise
+ScheduleError, and checks inside TVM other RuntimeErrors: both count as no.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from tvm import s_tir, tirx
-from tvm.s_tir import ScheduleError
 
 from flowopt.lowering.tvm.cpu.convolution_rule import schedule_convolution
 from flowopt.lowering.tvm.cpu.elementwise import schedule_elementwise
@@ -31,7 +31,7 @@ def scheduled(function: Any, target: Any) -> Any:
         try:
             if rule(schedule, target):
                 return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
-        except ScheduleError:
+        except RuntimeError:
             continue
     return function
 

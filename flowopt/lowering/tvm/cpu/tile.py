@@ -131,7 +131,7 @@ def schedule_tile(sch: Any, accumulators: Any, output: Any) -> None:
     panel, vector, lane = sch.split(j, [None, vectors, lanes])
     outer = [panel, *batch, row_tile] if annotations["flowopt.shared_panels"] else [*batch, panel, row_tile]
     sch.reorder(*outer, row, vector, lane)
-    sch.compute_at(accumulators, row_tile)
+    sch.compute_at(accumulators, row_tile, preserve_unit_loops=True)
     sch.set_scope(accumulators, 0, "local")
     sch.parallel(sch.fuse(*outer))
     sch.vectorize(lane)

@@ -15,8 +15,8 @@ def schedule_tiled(sch: Any, target: Any) -> bool:
         return False
     (accumulators,) = products
     *between, output = [block for block in blocks if block is not accumulators]
-    (written,) = sch.get_consumers(accumulators)
-    if not structural_equal(_shape(sch, written), _shape(sch, output)):
+    consumers = sch.get_consumers(accumulators)
+    if len(consumers) != 1 or not structural_equal(_shape(sch, consumers[0]), _shape(sch, output)):
         return False
     for block in between:
         sch.compute_inline(block)
