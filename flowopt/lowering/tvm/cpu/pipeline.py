@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 from tvm.ir.transform import Sequential
 
+from flowopt.lowering.tvm.cpu.aliases import kernels_without_aliases
 from flowopt.lowering.tvm.cpu.legalize import LEGALIZATIONS
 from flowopt.lowering.tvm.cpu.rules import with_schedules
 from flowopt.lowering.tvm.cpu.vector_math import register_vector_math
@@ -72,4 +73,5 @@ def _lowering() -> list[Any]:
         relax.transform.ComputePrimValue(),
         relax.transform.VMShapeLower(),
         relax.transform.AttachGlobalSymbol(),
+        kernels_without_aliases(),
     ]

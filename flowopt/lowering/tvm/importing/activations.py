@@ -21,9 +21,8 @@ def _whole(name: str) -> Converter:
 
 
 def _relu(make: Maker, x: Any) -> Any:
-    from tvm import relax
-
-    return make.emit(relax.op.nn.relu(x))
+    # Not relax.nn.relu: the larger of NaN and 0 is 0 there.
+    return unary(lambda tirx, a: tirx.Select(a < tirx.const(0, a.ty.dtype), tirx.const(0, a.ty.dtype), a))(make, x)
 
 
 def _gelu(make: Maker, x: Any, approximate: str = "none") -> Any:
@@ -52,7 +51,7 @@ def _leaky_relu(make: Maker, x: Any, negative_slope: float = 0.01) -> Any:
 def _elu(make: Maker, x: Any, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any:
     def elu(tirx: Any, a: Any) -> Any:
         zero, one = tirx.const(0, a.ty.dtype), tirx.const(1, a.ty.dtype)
-        low = tirx.exp(tirx.min(a, zero) * tirx.const(input_scale, a.ty.dtype)) - one
+        low = tirx.exp(tirx.Select(a > zero, zero, a) * tirx.const(input_scale, a.ty.dtype)) - one
         low = low * tirx.const(alpha * scale, a.ty.dtype)
         return tirx.Select(a > zero, a * tirx.const(scale, a.ty.dtype), low)
 
@@ -62,12 +61,17 @@ def _elu(make: Maker, x: Any, alpha: float = 1, scale: float = 1, input_scale: f
 def _hard_step(tirx: Any, a: Any) -> Any:
     """min(max(a + 3, 0), 6)"""
     zero, six = tirx.const(0, a.ty.dtype), tirx.const(6, a.ty.dtype)
-    return tirx.min(tirx.max(a + tirx.const(3, a.ty.dtype), zero), six)
+    return _between(tirx, a + tirx.const(3, a.ty.dtype), zero, six)
+
+
+def _between(tirx: Any, a: Any, low: Any, high: Any) -> Any:
+    """NaN stays: it is neither below nor above."""
+    return tirx.Select(a < low, low, tirx.Select(a > high, high, a))
 
 
 def _clipped(make: Maker, x: Any, low: float, high: float) -> Any:
     def clipped(tirx: Any, a: Any) -> Any:
-        return tirx.min(tirx.max(a, tirx.const(low, a.ty.dtype)), tirx.const(high, a.ty.dtype))
+        return _between(tirx, a, tirx.const(low, a.ty.dtype), tirx.const(high, a.ty.dtype))
 
     return unary(clipped)(make, x)
 

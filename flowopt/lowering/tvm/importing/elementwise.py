@@ -80,8 +80,26 @@ def _clamp(make: Maker, x: Value, low: Value = None, high: Value = None) -> Any:
     made = make.as_tensor(x, make.work_dtype)
     for bound, name in ((low, "maximum"), (high, "minimum")):
         if bound is not None:
-            made = make.emit(relax_operator(name)(made, make.as_tensor(bound, make.work_dtype)))
+            made = _further(make, name, made, make.as_tensor(bound, make.work_dtype))
     return make.result(made)
+
+
+def _extreme(name: str) -> Converter:
+    def converter(make: Maker, x: Value, other: Value) -> Any:
+        one, rest = (make.as_tensor(value, make.work_dtype) for value in (x, other))
+        return make.broadcast(make.result(_further(make, name, one, rest)), make.out_shape)
+
+    return converter
+
+
+def _further(make: Maker, name: str, one: Any, other: Any) -> Any:
+    """The larger or smaller of two; NaN if either is: TVM's own comparison takes the second where the first is NaN."""
+    from tvm import relax
+
+    found = make.emit(relax_operator(name)(one, other))
+    if "float" not in make.work_dtype:
+        return found
+    return make.emit(relax.op.where(make.emit(relax.op.isnan(one)), one, found))
 
 
 def _abs(make: Maker, x: Any) -> Any:
@@ -166,8 +184,8 @@ ELEMENTWISE: dict[str, Converter] = {
     **dict.fromkeys(("aten.rsub.Tensor", "aten.rsub.Scalar"), _rsub),
     **dict.fromkeys(("aten.mul.Tensor", "aten.mul.Scalar"), _mul),
     **dict.fromkeys(("aten.div.Tensor", "aten.div.Scalar"), _plain("divide")),
-    **dict.fromkeys(("aten.maximum.default", "aten.max.other"), _plain("maximum")),
-    **dict.fromkeys(("aten.minimum.default", "aten.min.other"), _plain("minimum")),
+    **dict.fromkeys(("aten.maximum.default", "aten.max.other"), _extreme("maximum")),
+    **dict.fromkeys(("aten.minimum.default", "aten.min.other"), _extreme("minimum")),
     **dict.fromkeys(("aten.clamp.default", "aten.clamp.Tensor"), _clamp),
     **dict.fromkeys(("aten.clamp_min.default", "aten.clamp_min.Tensor"), _clamp),
     **dict.fromkeys(

@@ -31,9 +31,6 @@ def _max_pool(axes: int) -> Converter:
         kernel = each(kernel_size, axes)
         steps = each(stride, axes) if stride else kernel
         spread, border = each(dilation, axes), each(padding, axes)
-        if not ceil_mode:
-            return _relax_pool(make, f"max_pool{axes}d", x, kernel, steps, border, spread)
-
         def windows(index: Sequence[Any], _: Sequence[Any]) -> list[tuple[Any, Any]]:
             return [(i * s - b, None) for i, s, b in zip(index, steps, border, strict=True)]
 
@@ -83,6 +80,10 @@ def _reduced(
 
     shape = shape_of(x)
     lead = len(shape) - axes
+    # Not te.max: it starts from the lowest finite number, and loses a NaN that is not the last.
+    largest = te.comm_reducer(
+        lambda a, b: tirx.Select(tirx.any(a > b, tirx.isnan(a)), a, b), lambda dtype: _lowest(tirx, dtype), name="largest"
+    )
 
     def element(index: Any, own: Any, a: Any) -> Any:
         offsets = [te.reduce_axis((0, m), name=f"r{k}") for k, m in enumerate(most)]
@@ -90,11 +91,15 @@ def _reduced(
         places = [b + r * d for (b, _), r, d in zip(bounds, offsets, spread, strict=True)]
         inside = [t for p, n in zip(places, own, strict=True) for t in (p >= 0, p < n)]
         inside += [p < end for p, (_, end) in zip(places, bounds, strict=True) if end is not None]
-        nothing = tirx.min_value(a.dtype) if is_max else tirx.const(0, a.dtype)
+        nothing = _lowest(tirx, a.dtype) if is_max else tirx.const(0, a.dtype)
         value = tirx.if_then_else(tirx.all(*inside), a(*index[:lead], *places), nothing)
-        return (te.max if is_max else te.sum)(value, axis=offsets)
+        return (largest if is_max else te.sum)(value, axis=offsets)
 
     return make.compute(make.out_shape, element, x, sizes=shape[lead:], name="max_pool" if is_max else "sum_pool")
+
+
+def _lowest(tirx: Any, dtype: Any) -> Any:
+    return -tirx.infinity(dtype) if "float" in str(dtype) else tirx.min_value(dtype)
 
 
 def _avg_pool(axes: int) -> Converter:
