@@ -31,6 +31,7 @@ def _max_pool(axes: int) -> Converter:
         kernel = each(kernel_size, axes)
         steps = each(stride, axes) if stride else kernel
         spread, border = each(dilation, axes), each(padding, axes)
+
         def windows(index: Sequence[Any], _: Sequence[Any]) -> list[tuple[Any, Any]]:
             return [(i * s - b, None) for i, s, b in zip(index, steps, border, strict=True)]
 
@@ -82,7 +83,9 @@ def _reduced(
     lead = len(shape) - axes
     # Not te.max: it starts from the lowest finite number, and loses a NaN that is not the last.
     largest = te.comm_reducer(
-        lambda a, b: tirx.Select(tirx.any(a > b, tirx.isnan(a)), a, b), lambda dtype: _lowest(tirx, dtype), name="largest"
+        lambda a, b: tirx.Select(tirx.any(a > b, tirx.isnan(a)), a, b),
+        lambda dtype: _lowest(tirx, dtype),
+        name="largest",
     )
 
     def element(index: Any, own: Any, a: Any) -> Any:
