@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from flowopt.lowering.tvm.cpu.convolution import LEGALIZATIONS as CONVOLUTIONS
 from flowopt.lowering.tvm.cpu.norms import layer_norm, rms_norm, softmax
 from flowopt.lowering.tvm.cpu.products import matmul
 
@@ -11,4 +12,5 @@ LEGALIZATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "relax.nn.layer_norm": layer_norm,
     "relax.nn.rms_norm": rms_norm,
     "relax.nn.softmax": softmax,
+    **CONVOLUTIONS,
 }

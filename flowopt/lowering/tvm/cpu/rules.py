@@ -9,11 +9,19 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
+from flowopt.lowering.tvm.cpu.convolution_rule import schedule_convolution
 from flowopt.lowering.tvm.cpu.elementwise import schedule_elementwise
 from flowopt.lowering.tvm.cpu.fallback import schedule_fallback
+from flowopt.lowering.tvm.cpu.pooling_rule import schedule_pooling
 from flowopt.lowering.tvm.cpu.tiled import schedule_tiled
 
-RULES: tuple[Callable[[Any, Any], bool], ...] = (schedule_tiled, schedule_elementwise, schedule_fallback)
+RULES: tuple[Callable[[Any, Any], bool], ...] = (
+    schedule_tiled,
+    schedule_convolution,
+    schedule_pooling,
+    schedule_elementwise,
+    schedule_fallback,
+)
 
 
 def scheduled(function: Any, target: Any) -> Any:
