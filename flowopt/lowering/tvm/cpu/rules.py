@@ -16,9 +16,9 @@ from flowopt.lowering.tvm.cpu.pooling_rule import schedule_pooling
 from flowopt.lowering.tvm.cpu.tiled import schedule_tiled
 
 RULES: tuple[Callable[[Any, Any], bool], ...] = (
+    schedule_tiled,
     schedule_convolution,
     schedule_pooling,
-    schedule_tiled,
     schedule_elementwise,
     schedule_fallback,
 )
