@@ -26,6 +26,7 @@ from tests.goals import (
     samplers,
     schedulers,
     spine,
+    tvm,
     verification,
 )
 from tests.goals.row import Measured, Row
@@ -42,6 +43,7 @@ ROWS = (
     *orders.ROWS,
     *schedulers.ROWS,
     *samplers.ROWS,
+    *tvm.ROWS,
     *bench.ROWS,
 )
 _ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from flowopt.errors import UserError
 from flowopt.ir.loop_spec import Form
 from flowopt.sampling import ClassifierFree, make_sampler
 from tests.sampling.networks import CHANNELS, SIZE, Labelled, Timed, by_hand, captured, relative
-from tests.sampling.samplers import averaged, euler, heun, noisy
+from tests.sampling.samplers import euler, heun, noisy
 
 TOLERANCE = 3e-6
 
@@ -38,7 +38,7 @@ def test_a_function_that_calls_itself_makes_the_loops_samples_at_any_batch(tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["copies", "function"])
 def test_both_forms_hold_guidance_noise_and_several_states(form: Form, tmp_path: Path) -> None:
-    for at, spec in enumerate((heun(3), averaged(5), noisy(5))):
+    for at, spec in enumerate((heun(3), make_sampler("dpmpp-2m", 5, "karras", "diffusers-flow"), noisy(5))):
         folded = flowopt.optimize_sampler(
             captured(Labelled()),
             spec,
