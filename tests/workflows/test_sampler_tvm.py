@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from tvm.support.cc import get_cc
 
 import flowopt
 from flowopt.errors import UserError
@@ -15,6 +16,9 @@ from tests.sampling.networks import CHANNELS, SIZE, Labelled, Timed, by_hand, ca
 from tests.sampling.samplers import euler, heun, noisy
 
 TOLERANCE = 3e-6
+
+
+pytestmark = pytest.mark.skipif(get_cc() is None, reason="no C++ compiler on the PATH to link a library with")
 
 
 def noise(batch: int, *leading: int) -> Tensor:

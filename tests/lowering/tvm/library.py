@@ -3,14 +3,20 @@
 import atexit
 import functools
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
+from tvm.support.cc import get_cc
 
+from flowopt.lowering.staging import Staging
+from flowopt.lowering.tvm.lower import Compilation, lower_to_tvm
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
+from flowopt.runtime.relax_module import open_relax
 from flowopt.workflows.optimize import OptimizeResult, optimize
 from tests.zoo.models import randomise
 
@@ -49,11 +55,34 @@ def block() -> tuple[Block, Program]:
     return module, capture(module, inputs, dynamic=dynamic, dims={"batch": (1, 64)})
 
 
+def require_linker() -> None:
+    """Skip the test where no C++ compiler links libraries; nothing else of TVM needs one."""
+    if get_cc() is None:
+        pytest.skip("no C++ compiler on the PATH to link a library with")
+
+
 @functools.cache
 def compiled() -> Compiled:
     """The library, in a folder that is gone when the tests end."""
+    require_linker()
     scratch = tempfile.TemporaryDirectory(prefix="flowopt-tests-")
     atexit.register(scratch.cleanup)
     module, program = block()
     folder = Path(scratch.name) / "block.flowopt"
     return Compiled(module, program, optimize(program, target="tvm", folder=folder), folder)
+
+
+def run_plain(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The program's outputs by TVM's own kernels."""
+    return _run(program, inputs, Compilation(kind="plain"))
+
+
+def run_scheduled(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The program's outputs by flowopt's kernels."""
+    return _run(program, inputs, Compilation())
+
+
+def _run(program: Program, inputs: Mapping[str, Tensor], wanted: Compilation) -> dict[str, Tensor]:
+    require_linker()
+    with tempfile.TemporaryDirectory() as scratch, Staging(Path(scratch) / "out") as staging:
+        return open_relax(lower_to_tvm(program, staging, wanted).model).run(inputs)
