@@ -105,7 +105,8 @@ class Renderer:
         for name, grown in grown_passes(report):
             self._screen.line(f"  {name} adds {grown:,} bytes: copies of shared weights, new biases")
         if report.census_lowered:
-            self._screen.line(f"lowered to {sum(report.census_lowered.values())} ONNX operators")
+            made = "calls of kernels" if report.target.startswith("tvm") else "ONNX operators"
+            self._screen.line(f"lowered to {sum(report.census_lowered.values())} {made}")
 
     def _regimes(self, verdict: Verdict) -> None:
         rows = sorted(by_output_and_regime(verdict.figures), key=lambda row: -row.ratio)

@@ -33,6 +33,7 @@ def test_a_model_becomes_a_library_that_is_verified_inspected_and_measured(tmp_p
     ran = flowopt("optimize", model("folding"), "--target", "tvm", "-o", "out")
     assert (ran.code, ran.err) == (0, "")
     assert ran.first == f"verified: 2 rewrites applied to {model('folding')} for tvm"
+    assert "calls of kernels" in ran.out
     assert {"model.so", "report.json"} <= {p.name for p in Path("out").iterdir()}
     refused = flowopt("verify", model("folding"), "out")
     assert refused.code == 77
