@@ -12,6 +12,7 @@ from flowopt.cli.loading import LoadOptions, load_model, load_options
 from flowopt.cli.options import Debug, Dynamic, Eval, Factory, Inputs, Json, Limit, Shape, TrustOption
 from flowopt.cli.parsing import parse_sizes
 from flowopt.errors import ModelNotFound, UserError
+from flowopt.runtime.layout import TVM_MODEL
 
 if TYPE_CHECKING:
     from flowopt.program.program import Program
@@ -165,8 +166,9 @@ def _require_complete(
         raise UserError("missing argument 'ARTIFACT...'", hint="flowopt bench --help")
     if tune == STDOUT:
         raise UserError("--tune writes a file", hint="such as --tune tuned.json")
-    # Artifacts that are machine code need --trust code whatever there is to compare with.
-    of_reference = replace(options, trust="data").words
+    # Artifacts that are machine code need --trust code, whether or not there is a reference.
+    has_library = any((Path(folder) / TVM_MODEL).exists() for folder in folders)
+    of_reference = (replace(options, trust="data") if has_library else options).words
     if reference is None and of_reference:
         raise UserError(f"{of_reference[0]} says how --reference is loaded, and there is none", hint="leave it out")
     if vs is not None and not folders:

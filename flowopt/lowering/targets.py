@@ -49,4 +49,4 @@ def target(name: str, arch: str | None = None) -> Target:
             hint="--arch sm_90 (H100, H200), sm_89 (L4, RTX 40), sm_80 (A100), sm_75 (T4)",
             retry=(("--arch", "sm_90"),),
         )
-    return replace(found, arch=arch)
+    return found if arch is None else replace(found, arch=arch)

@@ -9,7 +9,9 @@ from flowopt.runtime.layout import MODEL_FILES
 
 def test_every_target_is_found_by_its_name() -> None:
     for name, one in TARGETS.items():
-        assert target(name) is one and one.name == name
+        if name != "tvm-cuda":  # which needs an architecture
+            assert target(name) is one
+        assert one.name == name
         assert one.model_name in MODEL_FILES and one.precision == "fp32"
 
 
