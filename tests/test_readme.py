@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from torch import nn
 
 from flowopt.cli.main import main
 from flowopt.ir.loop_spec import FORMS
@@ -72,6 +73,36 @@ def test_the_commands_of_the_readme_run(
     for command in found:
         assert main(shlex.split(command)[1:]) == 0, (command, capsys.readouterr())
     assert (tmp_path / "out" / "model.onnx").exists()
+
+
+class Encoder(nn.Module):
+    """Takes what MiniLM takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.norm, self.dense = nn.Embedding(11, 8), nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.dense(self.norm(self.words(input_ids)))
+        return hidden * attention_mask[..., None]
+
+
+def test_the_lines_for_tvm_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Encoder().eval()
+    ids, mask = torch.randint(0, 11, (2, 5)), torch.ones(2, 5, dtype=torch.int64)
+    monkeypatch.chdir(tmp_path)
+    torch.export.save(torch.export.export(model, (ids, mask)), "minilm.pt2")
+    lines = [line for line in commands("TVM") if " bench " not in line]
+    assert len(lines) == 2
+    for command in lines:
+        assert main(shlex.split(command)[1:]) == 0, command
+    names: dict[str, Any] = {"ids": ids.numpy(), "mask": mask.numpy()}
+    exec(README.split("## TVM")[1].split("```python\n")[1].split("```")[0], names)
+    (found,) = names["outputs"].values()
+    with torch.no_grad():
+        # Sums of 8 products in another order.
+        assert torch.allclose(torch.from_numpy(found), model(ids, mask), atol=1e-6)
 
 
 def test_the_commands_for_samplers_run(

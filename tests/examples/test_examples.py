@@ -36,6 +36,14 @@ def test_load_what_you_have(tmp_path: Path) -> None:
     assert output.count("  try   ") == 5
 
 
+def test_run_without_torch(tmp_path: Path) -> None:
+    output = run(str(EXAMPLES / "run_without_torch.py"), folder=tmp_path)
+    assert output.startswith("verified: model.so, report.json, weights.")
+    assert "without torch: features to label\n" in output
+    assert "the numbers agree: " in output
+    assert not list(tmp_path.iterdir())
+
+
 def test_check_a_rewrite(tmp_path: Path) -> None:
     output = run(str(EXAMPLES / "check_a_rewrite.py"), folder=tmp_path)
     right, wrong = output.split("unshifted: ")
