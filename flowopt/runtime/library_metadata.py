@@ -57,7 +57,7 @@ class LibraryMetadata:
         interface: as ``report.json`` has it.
         device: ``cpu`` or ``cuda``.
         arch: what it was compiled for: the processor as LLVM names it, or the CUDA architecture.
-        features: of the host's processor, as LLVM names them, that it may use.
+        features: instruction sets of the host's processor, as LLVM names them, that it may use.
         weights: name of the file beside it; None: it needs none.
         tensors: in that file: first the parameters of ``main``, then stored state.
         parameters: how many of the tensors are parameters.

@@ -14,6 +14,7 @@ from flowopt.formats.digest import file_sha256
 from flowopt.runtime.cuda_runtime import load_cuda_backend
 from flowopt.runtime.layout import TVM_MODEL, weights_name
 from flowopt.runtime.library_metadata import LibraryMetadata, StoredTensor, numpy_dtype, read_metadata
+from flowopt.runtime.processor import lacking_here
 from flowopt.runtime.tvm_package import tvm_package
 
 MAIN_FUNCTION: Final = "main"
@@ -116,13 +117,6 @@ def tensors_of(tvm: Any, mapped: np.ndarray, table: Sequence[StoredTensor], devi
     return [_tensor(tvm, mapped, one, device) for one in table]
 
 
-def processor_features(tvm: Any, name: str | None = None) -> set[str]:
-    """LLVM's features of a processor by LLVM's name; None: of this machine's."""
-    codegen = tvm.target.codegen
-    target = tvm.target.Target({"kind": "llvm", "mcpu": name or codegen.llvm_get_system_cpu()})
-    return {str(one) for one in codegen.llvm_get_cpu_features(target)}
-
-
 def _machine(tvm: Any, path: Path, device: Any) -> Any:
     """The library in a virtual machine, loaded as a copy whose path no earlier load had.
 
@@ -144,14 +138,13 @@ def _machine(tvm: Any, path: Path, device: Any) -> Any:
 
 def _require_processor(tvm: Any, metadata: LibraryMetadata, path: Path) -> None:
     """An instruction that the processor lacks would end the process without a word."""
-    # TVM's runtime alone, without its compiler, does not know processors.
-    knows = metadata.features and tvm.get_global_func("target.llvm_get_system_cpu", allow_missing=True)
-    lacking = sorted(set(metadata.features) - processor_features(tvm)) if knows else []
+    lacking = lacking_here(tvm, metadata.features)
     if lacking:
         shown = ", ".join(lacking[:4]) + (", ..." if len(lacking) > 4 else "")
         raise UserError(
             f"{path} was compiled for {metadata.arch}, and this processor lacks {shown}",
-            hint="build it on this machine, or with --arch NAME of a processor that both are, such as x86-64-v3",
+            hint="build it on this machine, or with --arch NAME of a processor that both are, such as x86-64-v3;\n"
+            "to build for another processor than this one: --verify off, and flowopt verify where it runs",
         )
 
 

@@ -15,6 +15,7 @@ from flowopt.errors import MalformedModel, ModelNotFound, Untrusted, UserError
 from flowopt.runtime.artifact import Artifact
 from flowopt.runtime.layout import TVM_MODEL
 from flowopt.runtime.library_metadata import read_metadata
+from flowopt.runtime.processor import instruction_sets, lacking_here
 from flowopt.runtime.relax_library import RelaxLibrary
 from flowopt.runtime.relax_module import open_relax
 from tests.lowering.tvm.library import Compiled, compiled
@@ -140,6 +141,31 @@ def test_a_processor_that_lacks_an_instruction_is_refused_before_anything_runs(c
     (copy / TVM_MODEL).write_bytes(data)
     with pytest.raises(UserError, match=f"this processor lacks {unknown}"):
         RelaxLibrary.open(copy)
+
+
+def test_a_processor_has_the_instructions_of_the_levels_below_it() -> None:
+    tvm = pytest.importorskip("tvm")
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    if " avx2 " not in flags:
+        pytest.skip("the levels are those of x86-64 with AVX2")
+    assert "avx2" in instruction_sets(tvm, "x86-64-v3")
+    assert lacking_here(tvm, instruction_sets(tvm, "x86-64-v3")) == []
+    assert lacking_here(tvm, ["avx2", "amx-nothing"]) == ["amx-nothing"]
+
+
+def test_linux_tells_of_instructions_where_tvm_has_no_llvm() -> None:
+    tvm = pytest.importorskip("tvm")
+    if not Path("/proc/cpuinfo").is_file() or " avx2 " not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("no x86-64 with AVX2 under Linux")
+
+    class RuntimeAlone:
+        @staticmethod
+        def get_global_func(name: str, allow_missing: bool) -> None:
+            return None
+
+    own = instruction_sets(tvm, str(tvm.target.codegen.llvm_get_system_cpu()))
+    assert lacking_here(RuntimeAlone, own) == []
+    assert lacking_here(RuntimeAlone, ["avx2", "amx-nothing"]) == ["amx-nothing"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "changed"])

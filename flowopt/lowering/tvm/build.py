@@ -15,7 +15,8 @@ from flowopt.lowering.tvm.job import LIBRARY_FILE, MODULE_FILE, PARAMETERS_FILE,
 from flowopt.lowering.tvm.loop import MAIN, PARTS, ROWS, joined, with_rows
 from flowopt.lowering.tvm.weights import write_arrays
 from flowopt.runtime.library_metadata import LibraryMetadata
-from flowopt.runtime.relax_library import processor_features, tensors_of
+from flowopt.runtime.processor import instruction_sets
+from flowopt.runtime.relax_library import tensors_of
 
 _METADATA_FUNCTION = "flowopt_metadata"
 _TRANSFORM = "_transform_params"
@@ -96,7 +97,7 @@ def build(folder: Path) -> dict[str, Any]:
         device=job.device,
         arch=backend.arch,
         # Beside kernels for a GPU, the host's code is for any processor of its kind.
-        features=() if job.device == "cuda" else tuple(sorted(processor_features(tvm, backend.processor))),
+        features=() if job.device == "cuda" else tuple(sorted(instruction_sets(tvm, backend.processor))),
         weights=name,
         tensors=tuple(table),
         parameters=len(flat),
