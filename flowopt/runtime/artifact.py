@@ -56,6 +56,7 @@ class Artifact:
         threads: int | None = None,
         allow_tf32: bool = False,
         huge_pages: bool = True,
+        check_weights: bool | None = None,
     ) -> None:
         self.folder = found.model.parent
         self.model_path = found.model
@@ -66,6 +67,7 @@ class Artifact:
         self._checked = checked
         self._is_trusted = is_trusted
         self._threads, self._allow_tf32, self._huge_pages = threads, allow_tf32, huge_pages
+        self._check_weights = check_weights
         self._runner: Runner | None = None
         self._interface: Interface | None = None
 
@@ -137,7 +139,7 @@ class Artifact:
                     hint="if you built it, or trust who did",
                     retry=(("--trust", "code"),),
                 )
-            return Artifact(found, provider, threads=threads)
+            return Artifact(found, provider, threads=threads, check_weights=check_weights)
         artifact = Artifact(found, provider)
         if trust != "code":
             artifact._runner = open_exported(found.model, trust=trust, limits=limits)
@@ -202,7 +204,12 @@ class Artifact:
         if self.model_path.name == TVM_MODEL:
             if file_sha256(self.model_path) != self._sha256:
                 raise _replaced(self.model_path)
-            return open_relax(self.model_path, threads=self._threads, device=self._tvm_device())
+            return open_relax(
+                self.model_path,
+                threads=self._threads,
+                device=self._tvm_device(),
+                check_weights=self._check_weights,
+            )
         if self._checked is None:
             return open_exported(self.model_path, trust="code")
         if not self.model_path.is_file() or file_sha256(self.model_path) != self._sha256:

@@ -62,6 +62,7 @@ class LibraryMetadata:
         tensors: in that file: first the parameters of ``main``, then stored state.
         parameters: how many of the tensors are parameters.
         state: input name to the index of its stored value.
+        fresh: indices of the outputs that a kernel makes anew in each call.
     """
 
     version: str
@@ -73,6 +74,7 @@ class LibraryMetadata:
     tensors: tuple[StoredTensor, ...]
     parameters: int
     state: Mapping[str, int]
+    fresh: frozenset[int]
 
     def text(self) -> str:
         """As ``read_metadata`` finds it."""
@@ -88,6 +90,7 @@ class LibraryMetadata:
                 "tensors": [[one.offset, one.dtype, list(one.shape)] for one in self.tensors],
                 "parameters": self.parameters,
                 "state": self.state,
+                "fresh": sorted(self.fresh),
             }
         )
 
@@ -117,7 +120,13 @@ def read_metadata(library: Path) -> LibraryMetadata:
             tensors=tuple(StoredTensor(int(at), str(dtype), tuple(map(int, sh))) for at, dtype, sh in found["tensors"]),
             parameters=int(found["parameters"]),
             state={str(name): int(at) for name, at in found["state"].items()},
+            fresh=frozenset(map(int, found["fresh"])),
         )
+        stored = range(len(metadata.tensors))
+        if metadata.parameters not in range(len(stored) + 1) or any(at not in stored for at in metadata.state.values()):
+            raise ValueError("a tensor that is not there")
+        if any(size < 0 for one in metadata.tensors for size in (one.offset, *one.shape)):
+            raise ValueError("a negative size")
     # The parser recurses: RecursionError where it is nested deeper than the stack.
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise MalformedModel(f"what {library} says of itself is damaged", hint=_AGAIN) from error

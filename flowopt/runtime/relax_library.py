@@ -11,6 +11,7 @@ import numpy as np
 
 from flowopt.errors import MalformedModel, MissingDependency, ModelNotFound, UserError
 from flowopt.formats.digest import file_sha256
+from flowopt.runtime.arrays import described_input, require_fitting
 from flowopt.runtime.cuda_runtime import load_cuda_backend
 from flowopt.runtime.layout import TVM_MODEL, weights_name
 from flowopt.runtime.library_metadata import LibraryMetadata, StoredTensor, numpy_dtype, read_metadata
@@ -41,7 +42,6 @@ class RelaxLibrary:
         self._main = machine[MAIN_FUNCTION]
         self._weights = list(tensors[: metadata.parameters])
         self._state = {name: tensors[at] for name, at in metadata.state.items()}
-        self._owned = {int(one.data_ptr()) for one in tensors}
         # The virtual machine keeps its registers in itself: two calls at once would share them.
         self._lock = Lock()
 
@@ -80,7 +80,7 @@ class RelaxLibrary:
         """Every output by name, for arrays by name; state that is not given takes its stored value.
 
         Raises:
-            UserError: an input is missing or unknown, or has another dtype or rank than the model takes.
+            UserError: an input is missing or unknown, or has another dtype, rank or size than the model takes.
         """
         tvm = tvm_package()
         specs = {str(one["name"]): one for one in self.metadata.interface["inputs"]}
@@ -89,27 +89,20 @@ class RelaxLibrary:
         if unknown or missing:
             raise UserError(
                 f"inputs {'unknown' if unknown else 'missing'}: {', '.join(unknown or missing)}",
-                hint=f"the model takes {', '.join(map(_described, specs.values()))}",
+                hint=f"the model takes {', '.join(map(described_input, specs.values()))}",
             )
-        values = {}
-        for name, given in inputs.items():
-            array = np.asarray(given)
-            if array.dtype != numpy_dtype(specs[name]["dtype"]) or array.ndim != len(specs[name]["shape"]):
-                raise UserError(
-                    f"input {name!r} is {array.dtype}{list(array.shape)}, but the model takes {_described(specs[name])}"
-                )
-            values[name] = tvm.runtime.tensor(np.ascontiguousarray(array), self.device)
+        arrays = {name: np.asarray(given) for name, given in inputs.items()}
+        require_fitting(arrays, specs, self.metadata.interface["dims"])
+        values = {name: tvm.runtime.tensor(np.ascontiguousarray(array), self.device) for name, array in arrays.items()}
         return {name: one.numpy() for name, one in zip(self.outputs, self.call(values), strict=True)}
 
     def call(self, values: Mapping[str, Any]) -> list[Any]:
-        """The outputs as TVM tensors, for TVM tensors on this device; one of them may be an input or a weight."""
+        """The outputs as TVM tensors, for TVM tensors on this device. Those that are not ``metadata.fresh`` may be
+        an input, a weight or a constant: copy them before they are changed.
+        """
         arguments = [values[name] if name in values else self._state[name] for name in self.inputs]
         with self._lock:
             return list(self._main(*arguments, self._weights))
-
-    def owns(self, address: int) -> bool:
-        """Whether a weight or a stored state begins at an address."""
-        return address in self._owned
 
 
 def tensors_of(tvm: Any, mapped: np.ndarray, table: Sequence[StoredTensor], device: Any) -> list[Any]:
@@ -193,7 +186,3 @@ def _tensor(tvm: Any, mapped: np.ndarray, entry: StoredTensor, device: Any) -> A
     if device == tvm.cpu() and array.dtype.kind in "fiub" and array.size:
         return tvm.runtime.from_dlpack(array)
     return tvm.runtime.tensor(np.ascontiguousarray(array), device)
-
-
-def _described(spec: Mapping[str, Any]) -> str:
-    return f"{spec['name']}: {spec['dtype']}[{', '.join(map(str, spec['shape']))}]"

@@ -28,17 +28,19 @@ class RelaxRunner:
         """Every output by name, on the CPU; state that is not given takes its stored value."""
         given = {name: _aligned(tensor) for name, tensor in inputs.items()}
         results = self.library.call({name: self._on_device(tensor) for name, tensor in given.items()})
-        taken = {tensor.data_ptr() for tensor in given.values()}
+        fresh = self.library.metadata.fresh
         found: dict[str, Tensor] = {}
-        for name, result in zip(self.library.outputs, results, strict=True):
+        for at, (name, result) in enumerate(zip(self.library.outputs, results, strict=True)):
             tensor = torch.utils.dlpack.from_dlpack(result).cpu()
-            # What is returned as it came in is the caller's or the model's own memory.
-            shared = tensor.data_ptr() in taken or self.library.owns(tensor.data_ptr())
-            found[name] = tensor.clone() if shared else tensor
+            # What no kernel made for this call is the caller's memory, or the model's own.
+            found[name] = tensor if at in fresh else tensor.clone()
         return found
 
     def _on_device(self, tensor: Tensor) -> Any:
         tvm = tvm_package()
+        if tensor.numel() == 0:
+            # Torch and TVM describe the strides of nothing in different ways.
+            return tvm.runtime.empty(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), self.library.device)
         here = tvm.runtime.from_dlpack(tensor)
         if self.library.device == tvm.cpu():
             return here
@@ -46,9 +48,11 @@ class RelaxRunner:
         return there.copyfrom(here)
 
 
-def open_relax(path: str | Path, *, threads: int | None = None, device: str | None = None) -> RelaxRunner:
+def open_relax(
+    path: str | Path, *, threads: int | None = None, device: str | None = None, check_weights: bool | None = None
+) -> RelaxRunner:
     """Load a library for torch's tensors; arguments and errors are those of ``RelaxLibrary.open``."""
-    return RelaxRunner(RelaxLibrary.open(path, threads=threads, device=device))
+    return RelaxRunner(RelaxLibrary.open(path, threads=threads, device=device, check_weights=check_weights))
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -63,14 +63,28 @@ def test_runs_where_neither_torch_nor_onnxruntime_can_be_imported(one: Compiled,
     assert (found["same"] == X.numpy()).all()
 
 
-def test_an_output_shares_memory_with_no_input_and_no_weight(one: Compiled) -> None:
+def test_what_a_caller_does_to_outputs_changes_nothing_else(one: Compiled) -> None:
     runner = open_relax(one.folder)
     given = X.clone()
     first = runner.run({"x": given, "mask": MASK})
-    first["same"].zero_()
-    first["offset"].zero_()
+    kept = {name: tensor.clone() for name, tensor in first.items()}
+    for name, tensor in first.items():
+        tensor.fill_(77)
+        for other in first.keys() - {name}:
+            assert torch.equal(first[other], kept[other]), f"{other} shares memory with {name}"
+        tensor.copy_(kept[name])
+    for tensor in first.values():
+        tensor.fill_(77)
     assert torch.equal(given, X)
-    assert torch.equal(runner.run({"x": given, "mask": MASK})["offset"], one.module.offset)
+    again = runner.run({"x": given, "mask": MASK})
+    assert all(torch.equal(again[name], kept[name]) for name in kept)
+    assert torch.equal(again["steps"], torch.arange(5))
+
+
+def test_an_output_that_a_kernel_makes_is_not_copied(one: Compiled) -> None:
+    metadata = read_metadata(one.folder / TVM_MODEL)
+    names = [each["name"] for each in metadata.interface["outputs"]]
+    assert metadata.fresh <= {names.index("y"), names.index("again")}
 
 
 def test_threads_that_call_at_once_get_their_own_results(one: Compiled) -> None:
@@ -198,8 +212,13 @@ def test_arrays_that_do_not_fit_are_refused_with_what_the_model_takes(one: Compi
         library.run({"x": X.numpy()})
     with pytest.raises(UserError, match="unknown: z"):
         library.run({"x": X.numpy(), "mask": MASK.numpy(), "z": MASK.numpy()})
-    with pytest.raises(UserError, match=re.escape("the model takes x: float32[batch, 24]")):
-        library.run({"x": X.double().numpy(), "mask": MASK.numpy()})
+    for wrong in (X.double(), X[0], X[:, :5]):
+        with pytest.raises(UserError, match=re.escape("the model takes x: float32[batch, 24]")):
+            library.run({"x": wrong.numpy(), "mask": MASK.numpy()})
+    with pytest.raises(UserError, match="dimension 'batch' is 5 in 'x' and 3 in 'mask'"):
+        library.run({"x": X.numpy(), "mask": MASK[:3].numpy()})
+    with pytest.raises(UserError, match="the model takes 1 to 64"):
+        library.run({"x": X.repeat(13, 1).numpy(), "mask": MASK.repeat(13).numpy()})
 
 
 def test_a_library_for_the_cpu_does_not_run_on_cuda(one: Compiled) -> None:

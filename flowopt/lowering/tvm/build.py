@@ -102,6 +102,7 @@ def build(folder: Path) -> dict[str, Any]:
         tensors=tuple(table),
         parameters=len(flat),
         state={one: len(flat) + at for at, one in enumerate(job.state)},
+        fresh=_fresh_outputs(tvm, module[MAIN]),
     )
     whole = _with_metadata(tvm, tvm.relax.transform.BundleModelParams()(module), metadata.text())
     backend.compiled(whole).export_library(str(folder / LIBRARY_FILE), options=list(_LINKING))
@@ -159,6 +160,27 @@ def _census(tvm: Any, module: Any) -> Mapping[str, int]:
         if isinstance(function, tvm.relax.Function):
             tvm.relax.analysis.post_order_visit(function, visit)
     return found
+
+
+def _fresh_outputs(tvm: Any, function: Any) -> frozenset[int]:
+    """Which outputs of a function are results of kernels: not its arguments, constants, or views of another value."""
+    bindings = {binding.var: binding.value for block in function.body.blocks for binding in block.bindings}
+
+    def made(value: Any) -> Any:
+        while isinstance(value, tvm.relax.Var) and value in bindings:
+            value = bindings[value]
+        return value
+
+    returned = made(function.body.body)
+    if not isinstance(returned, tvm.relax.Tuple):
+        return frozenset()
+    values = [made(field) for field in returned.fields]
+    calls = (isinstance(one, tvm.relax.Call) and one.op == tvm.ir.Op.get("relax.call_tir") for one in values)
+    return frozenset(
+        at
+        for at, (value, is_kernel) in enumerate(zip(values, calls, strict=True))
+        if is_kernel and sum(value is other for other in values) == 1
+    )
 
 
 def _with_metadata(tvm: Any, module: Any, text: str) -> Any:

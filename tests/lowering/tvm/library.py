@@ -22,7 +22,7 @@ from tests.zoo.models import randomise
 
 
 class Block(nn.Module):
-    """A layer norm, a linear layer, and two things that come back as they were: an input and a parameter."""
+    """A layer norm, a linear layer, and what no kernel makes: an input, a parameter, a constant, one value twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
         y = nn.functional.gelu(self.linear(self.norm(x))) * mask[:, None]
-        return {"y": y, "same": x, "offset": self.offset}
+        steps = torch.arange(5)
+        return {"y": y, "again": y, "same": x, "offset": self.offset, "zeros": torch.zeros(4), "steps": steps}
 
 
 @dataclass(frozen=True, slots=True)

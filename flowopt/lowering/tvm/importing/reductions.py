@@ -1,6 +1,7 @@
 """Sums, means and variances over axes. Half-precision inputs are summed in float32 and rounded once."""
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 from flowopt.lowering.tvm.importing.maker import (
@@ -13,6 +14,7 @@ from flowopt.lowering.tvm.importing.maker import (
 )
 
 Converter = Callable[..., Any]
+_FEW = 256
 Axes = Sequence[int] | int | None
 
 
@@ -30,7 +32,20 @@ def reduced(make: Maker, name: str, x: Any, dim: Axes, keepdim: bool) -> Any:
 
     if rank_of(x) == 0:
         return x
-    return make.emit(getattr(relax.op, name)(x, axis=axes_of(dim, rank_of(x)), keepdims=keepdim))
+    axes = axes_of(dim, rank_of(x))
+    if name != "sum" or dtype_of(x) != "float32" or _is_short([shape_of(x)[axis] for axis in axes]):
+        return make.emit(getattr(relax.op, name)(x, axis=axes, keepdims=keepdim))
+    # TVM adds one number after the other: of millions, the last ones would be rounded away.
+    wide = make.emit(relax.op.sum(make.cast(x, "float64"), axis=axes, keepdims=keepdim))
+    return make.cast(wide, "float32")
+
+
+def _is_short(sizes: Sequence[Any]) -> bool:
+    """Whether so few numbers are added that their order does not matter."""
+    from tvm import tirx
+
+    known = [int(size) for size in sizes if isinstance(size, (int, tirx.IntImm))]
+    return len(known) == len(sizes) and prod(known) <= _FEW
 
 
 def _count(make: Maker, x: Any, dim: Axes, dtype: str) -> Any:
