@@ -95,7 +95,9 @@ GuidanceOrderOption = Annotated[
 ]
 FormOption = Annotated[
     FormName,
-    typer.Option("--form", help="How ONNX writes the loop; auto: scan, and copies where the steps are few."),
+    typer.Option(
+        "--form", help="How the loop is written; auto: scan, with TVM function, and copies where the steps are few."
+    ),
 ]
 Sample = Annotated[
     str | None,

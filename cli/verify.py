@@ -44,9 +44,7 @@ def verify(
     ],
     provider: Annotated[
         str | None,
-        typer.Option(
-            "--provider", metavar="NAME", show_default=False, help="Of ONNX Runtime, for artifacts: cpu, cuda."
-        ),
+        typer.Option("--provider", metavar="NAME", show_default=False, help="Where an artifact runs: cpu, cuda."),
     ] = None,
     eval_mode: Eval = False,
     dynamic: Dynamic = None,
