@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.lowering.tvm.compare import require_near, results
+from tests.lowering.tvm.compare import captured, compiled, require_near, results
 
 pytest.importorskip("tvm")
 
@@ -52,6 +52,15 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "infinities of integers": (lambda x: [x.isnan(), x.isinf(), x.isfinite()], (_WHOLE,)),
     "comparisons with a number": (lambda x: [x < 0.5, x <= 2, x == 3, x != 3, x > -1, x >= 2.5], (_EDGES,)),
     "integers compared with a float": (lambda x: [x < 2.5, x >= 1.5, x == 2.0], (_WHOLE,)),
+    "halves compared with a number": (
+        lambda x: [x == 0.1, x < 0.1, x >= 0.1, x.bfloat16() == 0.1, x < 1e6],
+        (torch.tensor([0.1, 0.2], dtype=torch.float16),),
+    ),
+    "lowest integer over -1": (
+        lambda x: [x % -1, torch.fmod(x, -1), (x + 1) // -1],
+        (torch.tensor([torch.iinfo(torch.int64).min, 7]),),
+    ),
+    "negative bytes": (lambda x: -x, (torch.tensor([0, 1, 200], dtype=torch.uint8),)),
     "booleans compared": (lambda x, y: [x == y, x != y, x < y], (_WHOLE > 0, _DIVISORS > 0)),
     "logic": (lambda x, y: [x & y, x | y, x ^ y, ~x, x.logical_not()], (_WHOLE > 0, _DIVISORS > 0)),
     "logic of numbers": (
@@ -94,6 +103,11 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
         lambda x: [F.softplus(x, 2.0, 5.0), F.silu(x), F.mish(x), F.logsigmoid(x), F.hardswish(x), F.hardsigmoid(x)],
         (torch.linspace(-9, 9, 37),),
     ),
+    "small soft values": (
+        lambda x: [f(x[k]) for f in (F.softplus, lambda y: F.logsigmoid(-y)) for k in range(3)],
+        (torch.tensor([-20.0, -25.0, -60.0]),),
+    ),
+    "large mish": (F.mish, (torch.tensor([1e30, -1e30]),)),
     "hardtanh": (lambda x: F.hardtanh(x, -0.3, 0.8), (torch.randn(9),)),
     "prelu": (F.prelu, (torch.randn(2, 3, 4), torch.rand(3))),
     "glu": (lambda x: F.glu(x, 1), (torch.randn(2, 6, 3),)),
@@ -112,6 +126,12 @@ def outputs() -> dict[str, list[tuple[Tensor, ...]]]:
 def test_gives_what_torch_gives(name: str, outputs: dict[str, list[tuple[Tensor, ...]]]) -> None:
     for found, eager, exact in outputs[name]:
         require_near(found, eager, exact, name)
+
+
+def test_an_integer_over_zero_ends_no_process() -> None:
+    program = captured(lambda x, y: [x // y, x % y, torch.div(x, y, rounding_mode="trunc")], _WHOLE, _DIVISORS)
+    zeros = dict(zip((i.name for i in program.inputs), (_WHOLE, _DIVISORS * 0), strict=True))
+    assert all(found.shape == _WHOLE.shape for found in compiled(program)(zeros).values())
 
 
 def test_other_precisions_round_once() -> None:

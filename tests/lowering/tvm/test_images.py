@@ -65,6 +65,13 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Any], Tensor]] = {
         _IMAGE,
     ),
     "nearest exact": (lambda x: F.interpolate(x, (5, 9), mode="nearest-exact"), _IMAGE),
+    "nearest at positions that float32 rounds": (
+        lambda x: (
+            [F.interpolate(y, 82, mode=m).long() for y in (x, x[..., :2]) for m in ("nearest", "nearest-exact")]
+            + [F.interpolate(x.to(dtype), 82, mode="nearest").long() for dtype in (torch.float16, torch.float64)]
+        ),
+        torch.arange(4.0)[None, None],
+    ),
     "bilinear": (
         lambda x: [
             F.interpolate(x, scale_factor=2, mode="bilinear"),

@@ -14,6 +14,7 @@ pytest.importorskip("tvm")
 
 _X = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
 _ROWS = torch.tensor([2, -1, 0])
+_NAN = float("nan")
 
 
 def _written(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -77,6 +78,10 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "slices written": (lambda x: [x.slice_scatter(x[:, :2] * 0, 1, 1, 5, 2), x.select_scatter(x[0], 0, -1)], (_X,)),
     "one hot": (lambda x: F.one_hot(x, 5), (torch.tensor([0, 3, 4]),)),
     "sort": (lambda x: [*x.sort(-1), *x.sort(0, descending=True), x.argsort(1)], (_X,)),
+    "sort of NaN": (
+        lambda x: [*x.sort(-1), *x.sort(-1, descending=True), x.topk(2)[0], x.topk(2, largest=False)[0]],
+        (torch.tensor([[_NAN, _NAN, _NAN, 1.0], [1.0, _NAN, 3.0, 2.0], [_NAN] * 4]),),
+    ),
     "stable sort of ties": (lambda x: torch.sort(x, dim=-1, stable=True), (torch.tensor([[3, 1, 3, 1, 2]]),)),
     "topk": (lambda x: [*x.topk(3), *x.topk(2, 1, largest=False)], (_X,)),
     "cumulative sums": (lambda x: [x.cumsum(1), x.cumsum(-1), (x > 0).cumsum(0), x.int().cumsum(0)], (_X,)),
@@ -86,6 +91,14 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
 FREE: dict[str, Callable[[Tensor], Any]] = {
     "ends": lambda x: [x[:, 1:], x[:, :-1], x[:, -1], x[:, -1:], x[:, ::2]],
     "ranges": lambda x: [torch.arange(x.shape[1]) * x[..., 0], torch.arange(x.shape[1] * 2) + 1],
+    "ends_of_another_axis": lambda x: [
+        x[:, -x.shape[0] :],
+        x[:, : -x.shape[0]],
+        x[:, : x.shape[0]],
+        x.select(1, -x.shape[0]),
+        x.slice_scatter(x[:, -x.shape[0] :] * 2, 1, -x.shape[0]),
+        x.select_scatter(x[:, 0], 1, -x.shape[0]),
+    ],
     "made_of_sizes": lambda x: [torch.ones(x.shape[0], 2) * x.shape[1], x.new_full((x.shape[1],), 2), x / x.shape[1]],
     "numbers_of_sizes": lambda x: [x * x.shape[1] ** -0.5, x / (x.shape[0] * 1.5), x * (x.shape[1] / 3)],
     "bounds_of_sizes": lambda x: [x * torch.sym_max(x.shape[1], 5), x < x.shape[1] ** 0.5],
@@ -116,5 +129,5 @@ def test_free_sizes_are_those_of_the_call() -> None:
     def function(x: Tensor) -> Any:
         return {name: case(x) for name, case in FREE.items()}
 
-    program = captured(function, x, free={"x": {0: "batch", 1: "length"}}, dims={"length": (4, 50)})
+    program = captured(function, x, free={"x": {0: "batch", 1: "length"}}, dims={"batch": (1, 4), "length": (4, 50)})
     require_equivalent(program, (x,), (torch.randn(3, 4, 3),), (torch.randn(1, 9, 3),))

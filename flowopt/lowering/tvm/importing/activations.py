@@ -31,11 +31,10 @@ def _gelu(make: Maker, x: Any, approximate: str = "none") -> Any:
 
 def _softplus(make: Maker, x: Any, beta: float = 1, threshold: float = 20) -> Any:
     def softplus(tirx: Any, a: Any) -> Any:
-        one = tirx.const(1, a.ty.dtype)
         scaled = a * tirx.const(beta, a.ty.dtype)
         # The exponent is never positive: exp(scaled) overflows in the branch that is not taken.
         peak = tirx.max(scaled, tirx.const(0, a.ty.dtype))
-        soft = (peak + tirx.log(one + tirx.exp(-tirx.abs(scaled)))) / tirx.const(beta, a.ty.dtype)
+        soft = (peak + tirx.log1p(tirx.exp(-tirx.abs(scaled)))) / tirx.const(beta, a.ty.dtype)
         return tirx.Select(scaled > tirx.const(threshold, a.ty.dtype), a, soft)
 
     return unary(softplus)(make, x)
@@ -84,7 +83,7 @@ def _mish(tirx: Any, a: Any) -> Any:
     # tanh(log(1 + e)) = (e^2 + 2 e) / (e^2 + 2 e + 2) with e = exp(a); from 20 on it rounds to 1 in float64.
     e = tirx.exp(tirx.min(a, tirx.const(20, a.ty.dtype)))
     n = e * (e + tirx.const(2, a.ty.dtype))
-    return a * n / (n + tirx.const(2, a.ty.dtype))
+    return a * (n / (n + tirx.const(2, a.ty.dtype)))
 
 
 def _glu(make: Maker, x: Any, dim: int = -1) -> Any:
@@ -129,7 +128,7 @@ def _safe_softmax(make: Maker, x: Any, dim: int, dtype: Any = None) -> Any:
 
 def _log_sigmoid(tirx: Any, a: Any) -> Any:
     low = tirx.min(a, tirx.const(0, a.ty.dtype))
-    return low - tirx.log(tirx.const(1, a.ty.dtype) + tirx.exp(-tirx.abs(a)))
+    return low - tirx.log1p(tirx.exp(-tirx.abs(a)))
 
 
 ACTIVATIONS: dict[str, Converter] = {

@@ -16,12 +16,12 @@ def _div_mode(make: Maker, x: Value, other: Value, rounding_mode: str | None) ->
         return _floor_divide(make, x, other)
     if is_float(make.out_dtype):
         return elementwise(make, lambda a, b: relax_operator("trunc")(relax_operator("divide")(a, b)), x, other)
-    return _pairwise(make, lambda tirx, a, b: tirx.truncdiv(a, b), x, other)
+    return _pairwise(make, _whole_quotient("truncdiv"), x, other)
 
 
 def _floor_divide(make: Maker, x: Value, other: Value) -> Any:
     if not is_float(make.out_dtype):
-        return _pairwise(make, lambda tirx, a, b: tirx.floordiv(a, b), x, other)
+        return _pairwise(make, _whole_quotient("floordiv"), x, other)
 
     def quotient(tirx: Any, a: Any, b: Any) -> Any:
         # Through the remainder, as torch does: floor(a / b) is one too high where a / b rounds up to an integer.
@@ -36,7 +36,7 @@ def _floor_divide(make: Maker, x: Value, other: Value) -> Any:
 
 def _remainder(make: Maker, x: Value, other: Value) -> Any:
     if not is_float(make.out_dtype):
-        return _pairwise(make, lambda tirx, a, b: tirx.floormod(a, b), x, other)
+        return _pairwise(make, lambda tirx, a, b: tirx.floormod(a, _divisor(tirx, b)), x, other)
 
     def remainder(tirx: Any, a: Any, b: Any) -> Any:
         rest = _rest(tirx, a, b)
@@ -48,7 +48,31 @@ def _remainder(make: Maker, x: Value, other: Value) -> Any:
 def _fmod(make: Maker, x: Value, other: Value) -> Any:
     if is_float(make.out_dtype):
         return _pairwise(make, _rest, x, other)
-    return _pairwise(make, lambda tirx, a, b: tirx.truncmod(a, b), x, other)
+    return _pairwise(make, lambda tirx, a, b: tirx.truncmod(a, _divisor(tirx, b)), x, other)
+
+
+def _divisor(tirx: Any, b: Any) -> Any:
+    """An integer divisor with 1 for those that the processor traps on: 0, and -1 under the lowest integer.
+
+    torch raises for a division by 0; a compiled kernel cannot, and must not end the process.
+    """
+    dtype = str(b.ty.dtype)
+    one = tirx.const(1, dtype)
+    traps = b == tirx.const(0, dtype)
+    if not dtype.startswith("uint"):
+        traps = tirx.any(traps, b == tirx.const(-1, dtype))
+    return tirx.Select(traps, one, b)
+
+
+def _whole_quotient(name: str) -> Callable[..., Any]:
+    def quotient(tirx: Any, a: Any, b: Any) -> Any:
+        dtype = str(b.ty.dtype)
+        found = getattr(tirx, name)(a, _divisor(tirx, b))
+        if dtype.startswith("uint"):
+            return found
+        return tirx.Select(b == tirx.const(-1, dtype), tirx.const(0, dtype) - a, found)
+
+    return quotient
 
 
 def _is_opposite(tirx: Any, rest: Any, divisor: Any) -> Any:

@@ -106,6 +106,12 @@ def _abs(make: Maker, x: Any) -> Any:
     return x if make.out_dtype == "bool" else elementwise(make, relax_operator("abs"), x)
 
 
+def _neg(make: Maker, x: Any) -> Any:
+    if make.out_dtype.startswith("uint"):
+        return elementwise(make, relax_operator("subtract"), 0, x)  # relax.negative refuses them
+    return elementwise(make, relax_operator("negative"), x)
+
+
 def unary(function: Callable[..., Any]) -> Converter:
     """A function of one element that Relax has no operator for, or a wrong one: ``function(tirx, element)``."""
 
@@ -198,7 +204,7 @@ ELEMENTWISE: dict[str, Converter] = {
     "aten.addcmul.default": _addc("multiply"),
     "aten.addcdiv.default": _addc("divide"),
     "aten.abs.default": _abs,
-    "aten.neg.default": _plain("negative"),
+    "aten.neg.default": _neg,
     "aten.sign.default": _plain("sign"),
     "aten.reciprocal.default": lambda make, x: elementwise(make, relax_operator("divide"), 1, x),
     "aten.floor.default": _on_floats("floor"),

@@ -20,6 +20,7 @@ from flowopt.lowering.tvm.importing.maker import (
     rank_of,
     shape_of,
 )
+from flowopt.lowering.tvm.importing.slicing import bound, from_front
 
 Converter = Callable[..., Any]
 
@@ -170,12 +171,11 @@ def _scatter(reduction: str) -> Converter:
     return scatter
 
 
-def _select_scatter(make: Maker, x: Any, source: Any, dim: int, index: int) -> Any:
+def _select_scatter(make: Maker, x: Any, source: Any, dim: int, index: Value) -> Any:
     from tvm import tirx
 
     axis = axis_of(dim, rank_of(x))
-    size = shape_of(x)[axis]
-    at = size + index if index < 0 else tirx.IntImm("int64", index)
+    at = from_front(index, shape_of(x)[axis])
 
     def element(i: Any, own: Any, a: Any, b: Any) -> Any:
         return tirx.if_then_else(i[axis] == own[0], b(*i[:axis], *i[axis + 1 :]), a(*i))
@@ -189,10 +189,7 @@ def _slice_scatter(
     from tvm import tirx
 
     axis = axis_of(dim, rank_of(x))
-    size = shape_of(x)[axis]
-    begin = 0 if start is None else start
-    if isinstance(begin, int):
-        begin = tirx.max(size + begin, 0) if begin < 0 else tirx.IntImm("int64", begin)
+    begin = bound(0 if start is None else start, shape_of(x)[axis])
 
     def element(i: Any, own: Any, a: Any, b: Any) -> Any:
         at = i[axis] - own[0]

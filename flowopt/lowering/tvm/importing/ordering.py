@@ -20,7 +20,7 @@ Converter = Callable[..., Any]
 
 
 def _ranks(make: Maker, x: Any, axis: int, descending: bool) -> Any:
-    """How many elements of its line come before each: a stable order, by counting.
+    """How many elements of its line come before each: a stable order, by counting, in which NaN is the largest.
 
     Relax's sort calls a routine of the runtime. Counting is a loop nest like any other: quadratic in the length, and
     parallel over every element.
@@ -28,13 +28,20 @@ def _ranks(make: Maker, x: Any, axis: int, descending: bool) -> Any:
     from tvm import te, tirx
 
     shape = shape_of(x)
+    can_be_nan = "float" in dtype_of(x)
 
     def element(index: Any, own: Any, a: Any) -> Any:
         other = te.reduce_axis((0, own[0]), name="other")
         mine, theirs = a(*index), a(*index[:axis], other, *index[axis + 1 :])
         before = theirs > mine if descending else theirs < mine
-        tied = tirx.all(theirs == mine, other < index[axis])
-        return te.sum(tirx.Select(tirx.any(before, tied), as_size(1), as_size(0)), axis=other)
+        tied = theirs == mine
+        if can_be_nan:
+            mine_is, theirs_is = tirx.isnan(mine), tirx.isnan(theirs)
+            larger, smaller = (theirs_is, mine_is) if descending else (mine_is, theirs_is)
+            before = tirx.any(before, tirx.all(larger, tirx.Not(smaller)))
+            tied = tirx.any(tied, tirx.all(mine_is, theirs_is))
+        earlier = tirx.all(tied, other < index[axis])
+        return te.sum(tirx.Select(tirx.any(before, earlier), as_size(1), as_size(0)), axis=other)
 
     return make.compute(shape, element, x, sizes=[shape[axis]], name="ranks")
 

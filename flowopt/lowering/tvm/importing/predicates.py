@@ -7,7 +7,7 @@ import torch
 from torch import fx
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 
-from flowopt.lowering.tvm.importing.maker import Maker, Value, dtype_name, dtype_of, wide
+from flowopt.lowering.tvm.importing.maker import Maker, Value, dtype_name, dtype_of, is_tensor, wide
 
 Converter = Callable[..., Any]
 
@@ -16,10 +16,11 @@ def _compared(name: str) -> Converter:
     def comparison(make: Maker, x: Value, other: Value) -> Any:
         from tvm import relax
 
-        dtype = _common_dtype(make.node)
+        common = _common_dtype(make.node)
+        dtype = wide(dtype_name(common))
         if dtype == "bool":
             dtype = "int8"  # TVM orders no booleans
-        operands = [make.as_tensor(v, dtype) for v in (x, other)]
+        operands = [make.as_tensor(v, dtype) for v in (_rounded(make, v, common) for v in (x, other))]
         if name == "not_equal":
             return make.not_equal(*operands)
         return make.emit(getattr(relax.op, name)(*operands))
@@ -27,13 +28,22 @@ def _compared(name: str) -> Converter:
     return comparison
 
 
-def _common_dtype(node: fx.Node) -> str:
+def _rounded(make: Maker, value: Value, dtype: torch.dtype) -> Value:
+    """An operand in the half-precision dtype that torch compares in: 0.1 is the half next to it."""
+    if wide(dtype_name(dtype)) == dtype_name(dtype):
+        return value
+    if isinstance(value, (bool, int, float)):
+        return torch.tensor(value, dtype=torch.float64).to(dtype).item()
+    return make.cast(value, dtype_name(dtype)) if is_tensor(value) else value
+
+
+def _common_dtype(node: fx.Node) -> torch.dtype:
     """The dtype that torch compares in."""
     recorded = [a.meta["val"] if isinstance(a, fx.Node) else a for a in node.args]
     # Any number of its kind stands for a free size: its own value would need a guard.
     operands = [0 if isinstance(r, torch.SymInt) else 0.0 if isinstance(r, torch.SymFloat) else r for r in recorded]
-    kind = ELEMENTWISE_TYPE_PROMOTION_KIND.ALWAYS_BOOL
-    return wide(dtype_name(elementwise_dtypes(*operands, type_promotion_kind=kind)[0]))
+    kind = ELEMENTWISE_TYPE_PROMOTION_KIND.NO_OPMATH
+    return elementwise_dtypes(*operands, type_promotion_kind=kind)[0]
 
 
 def _logical(name: str) -> Converter:

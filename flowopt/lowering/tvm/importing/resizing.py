@@ -47,16 +47,21 @@ def _nearest_axis(make: Maker, x: Any, axis: int, length: Any, scale: float | No
         if scale is None or not float(scale).is_integer():
             raise Unsupported("a free size and a scale that is no whole number")
         size, out = 1, int(scale)
-    if out % size == 0 and scale in (None, out / size):
-        times = out // size
+        is_whole = kind == "nearest-exact" or out & (out - 1) == 0
+        if not is_whole:
+            raise Unsupported("a free size and a scale that is no power of two")
+    # torch's positions are products in the dtype of its arithmetic, a little below the quotient now and then.
+    line = torch.arange(size, dtype=torch.float64 if dtype_of(x) == "float64" else torch.float32)
+    found = _resized(line.reshape(1, 1, size), out, scale, kind).reshape(out).long()
+    times = out // size
+    if out % size == 0 and torch.equal(found, torch.arange(out) // times):
         return make.compute(
             target,
             lambda i, _, a: a(*i[:axis], tirx.floordiv(i[axis], times), *i[axis + 1 :]),
             x,
             name="nearest",
         )
-    line = torch.arange(size, dtype=torch.float64).reshape(1, 1, size)
-    places = make.constant(_resized(line, out, scale, kind).reshape(out).numpy(), "int64")
+    places = make.constant(found.numpy(), "int64")
     return make.compute(
         target, lambda i, _, a, at: a(*i[:axis], at(i[axis]), *i[axis + 1 :]), x, places, name="nearest"
     )

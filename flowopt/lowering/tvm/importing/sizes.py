@@ -37,7 +37,10 @@ def size_expression(size: Any, variables: Mapping[str, Any]) -> Any:
         if str(size) not in variables:
             raise UnknownSize(f"the size {size} depends on the data")
         return variables[str(size)]
-    return _call(size, [size_expression(part, variables) for part in _integral_parts(size)])
+    if isinstance(size, sympy.Mul) and any(isinstance(part, sympy.Rational) and part.q != 1 for part in size.args):
+        # n/2 where n is known to be even: the product first, so that the division is exact.
+        return tirx.floordiv(*(size_expression(part, variables) for part in size.as_numer_denom()))
+    return _call(size, [size_expression(part, variables) for part in size.args])
 
 
 def number_expression(number: Any, variables: Mapping[str, Any]) -> Any:
@@ -74,23 +77,13 @@ def number_expression(number: Any, variables: Mapping[str, Any]) -> Any:
     raise UnknownSize(f"the number {number} has no form")
 
 
-def _integral_parts(size: Any) -> tuple[Any, ...]:
-    if isinstance(size, sympy.Mul) and any(isinstance(part, sympy.Rational) and part.q != 1 for part in size.args):
-        # n/2 where n is known to be even: the product first, so that the division is exact.
-        numerator, denominator = size.as_numer_denom()
-        return (numerator, denominator)
-    return tuple(size.args)
-
-
 def _call(size: Any, parts: list[Any]) -> Any:
     from tvm import tirx
 
     if isinstance(size, sympy.Add):
         return reduce(lambda a, b: a + b, parts)
-    if isinstance(size, sympy.Mul) and len(parts) == len(size.args) and not size.has(sympy.Rational(1, 2)):
-        return reduce(lambda a, b: a * b, parts)
     if isinstance(size, sympy.Mul):
-        return tirx.floordiv(parts[0], parts[1])
+        return reduce(lambda a, b: a * b, parts)
     if isinstance(size, sympy.Pow) and size.exp.is_Integer and int(size.exp) > 0:
         return reduce(lambda a, b: a * b, [parts[0]] * int(size.exp))
     if isinstance(size, (torch_functions.FloorDiv, torch_functions.CleanDiv)):

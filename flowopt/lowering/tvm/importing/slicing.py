@@ -18,31 +18,46 @@ Converter = Callable[..., Any]
 
 def _select(make: Maker, x: Any, dim: int, index: Value) -> Any:
     axis = axis_of(dim, rank_of(x))
-    at = index + shape_of(x)[axis] if isinstance(index, int) and index < 0 else index
-    return make.compute(
-        make.out_shape, lambda i, s, a: a(*i[:axis], s[0], *i[axis:]), x, sizes=[as_size(at)], name="select"
-    )
+    at = from_front(index, shape_of(x)[axis])
+    return make.compute(make.out_shape, lambda i, s, a: a(*i[:axis], s[0], *i[axis:]), x, sizes=[at], name="select")
 
 
 def _slice(make: Maker, x: Any, dim: int = 0, start: Value = None, end: Value = None, step: int = 1) -> Any:
     axis = axis_of(dim, rank_of(x))
-    begin = _bound(0 if start is None else start, shape_of(x)[axis])
+    begin = bound(0 if start is None else start, shape_of(x)[axis])
     # How many elements follow is in the recorded shape, ends that are negative, huge or free included.
     return part(make, x, axis, begin, make.out_shape[axis], step)
 
 
-def _bound(index: Value, size: Any) -> Any:
+def bound(index: Value, size: Any) -> Any:
     """The start of a slice as torch reads it: negative ones count from the back, and none is outside."""
     from tvm import tirx
 
-    if isinstance(index, int):
-        known = fixed(size)
-        if known is not None:
-            return as_size(min(max(index + known if index < 0 else index, 0), known))
-        if index < 0:
-            return tirx.max(size + index, tirx.IntImm("int64", 0))
+    at, known = from_front(index, size), fixed(size)
+    first = fixed(at)
+    if first is not None and known is not None:
+        return as_size(min(max(first, 0), known))
+    # Behind the end nothing follows, by the recorded shape.
+    if _is_positive(index):
+        return at
+    return tirx.max(tirx.min(at, size), as_size(0))
+
+
+def from_front(index: Value, size: Any) -> Any:
+    """A position on an axis, where negative ones count from the back."""
+    from tvm import tirx
+
+    if _is_positive(index):
         return as_size(index)
-    return index
+    return as_size(index + size) if fixed(index) is not None else tirx.Select(index < 0, index + size, index)
+
+
+def _is_positive(index: Value) -> bool:
+    """Whether an index is certain not to be negative: a number that is not, or a size itself."""
+    from tvm import tirx
+
+    known = fixed(index)
+    return isinstance(index, tirx.Var) if known is None else known >= 0
 
 
 def part(make: Maker, x: Any, axis: int, begin: Any, length: Any, step: int = 1) -> Any:
