@@ -124,7 +124,7 @@ def _compile() -> Measured:
         )
         size = (folder / TVM_MODEL).stat().st_size
     foreign = [line for line in listed.stdout.lower().splitlines() if any(word in line for word in _FOREIGN)]
-    short = (ran.stderr.strip().splitlines()[-1],) if ran.returncode else ()
+    short: tuple[str, ...] = (ran.stderr.strip().splitlines()[-1],) if ran.returncode else ()
     short += tuple(foreign)
     needs = "runs without torch and onnxruntime" if not ran.returncode else "does not run without torch"
     value = f"{seconds:.0f} s, {needs}, {len(foreign)} foreign symbols, library {size / 1e6:.1f} MB"
