@@ -18,7 +18,7 @@ from flowopt.errors import MalformedModel
 from flowopt.runtime.layout import WEIGHTS_NAME
 
 _SCHEMA: Final = 1
-_START: Final = b'{"flowopt.library": '
+_START: Final = b'{"flowopt.compiled": '
 # Of a model with ten thousand weights.
 _MOST_BYTES: Final = 1 << 24
 _AGAIN: Final = "build the artifact again"
@@ -80,7 +80,7 @@ class LibraryMetadata:
         """As ``read_metadata`` finds it."""
         return json.dumps(
             {
-                "flowopt.library": _SCHEMA,
+                "flowopt.compiled": _SCHEMA,
                 "flowopt.version": self.version,
                 "interface": self.interface,
                 "device": self.device,
@@ -106,7 +106,7 @@ def read_metadata(library: Path) -> LibraryMetadata:
         raise MalformedModel(f"{library} does not say what it is", why="flowopt did not write it", hint=_AGAIN)
     try:
         found, _ = json.JSONDecoder().raw_decode(text)
-        if found["flowopt.library"] != _SCHEMA:
+        if found["flowopt.compiled"] != _SCHEMA:
             raise MalformedModel(
                 f"{library} was written by flowopt {found['flowopt.version']} in another form", hint=_AGAIN
             )

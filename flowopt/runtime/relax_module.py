@@ -21,16 +21,16 @@ class RelaxRunner:
     """An opened library, and what it takes and returns."""
 
     def __init__(self, library: RelaxLibrary) -> None:
-        self.library = library
+        self.loaded = library
         self.interface: Interface = parsed_interface(library.metadata.interface)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every output by name, on the CPU; state that is not given takes its stored value."""
         given = {name: _aligned(tensor) for name, tensor in inputs.items()}
-        results = self.library.call({name: self._on_device(tensor) for name, tensor in given.items()})
-        fresh = self.library.metadata.fresh
+        results = self.loaded.call({name: self._on_device(tensor) for name, tensor in given.items()})
+        fresh = self.loaded.metadata.fresh
         found: dict[str, Tensor] = {}
-        for at, (name, result) in enumerate(zip(self.library.outputs, results, strict=True)):
+        for at, (name, result) in enumerate(zip(self.loaded.outputs, results, strict=True)):
             tensor = torch.utils.dlpack.from_dlpack(result).cpu()
             # What no kernel made for this call is the caller's memory, or the model's own.
             found[name] = tensor if at in fresh else tensor.clone()
@@ -40,11 +40,11 @@ class RelaxRunner:
         tvm = tvm_package()
         if tensor.numel() == 0:
             # Torch and TVM describe the strides of nothing in different ways.
-            return tvm.runtime.empty(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), self.library.device)
+            return tvm.runtime.empty(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), self.loaded.device)
         here = tvm.runtime.from_dlpack(tensor)
-        if self.library.device == tvm.cpu():
+        if self.loaded.device == tvm.cpu():
             return here
-        there = tvm.runtime.empty(here.shape, here.dtype, self.library.device)
+        there = tvm.runtime.empty(here.shape, here.dtype, self.loaded.device)
         return there.copyfrom(here)
 
 

@@ -18,7 +18,7 @@ from flowopt.runtime.library_metadata import read_metadata
 from flowopt.runtime.processor import instruction_sets, lacking_here
 from flowopt.runtime.relax_library import RelaxLibrary
 from flowopt.runtime.relax_module import open_relax
-from tests.lowering.tvm.library import Compiled, compiled
+from tests.lowering.tvm.small_library import Compiled, compiled
 
 ROOT = Path(__file__).resolve().parents[2]
 X = torch.linspace(-2, 2, 5 * 24).view(5, 24)
@@ -201,7 +201,7 @@ def test_what_flowopt_did_not_write_is_refused(tmp_path: Path) -> None:
     (tmp_path / TVM_MODEL).write_bytes(b"\x7fELF and nothing else")
     with pytest.raises(MalformedModel, match="does not say what it is"):
         RelaxLibrary.open(tmp_path)
-    (tmp_path / TVM_MODEL).write_bytes(b'{"flowopt.library": 1, "interface": [')
+    (tmp_path / TVM_MODEL).write_bytes(b'{"flowopt.compiled": 1, "interface": [')
     with pytest.raises(MalformedModel, match="damaged"):
         RelaxLibrary.open(tmp_path)
 

@@ -15,7 +15,7 @@ from flowopt.lowering.tvm.lower import Compilation, LoweredTvm
 from flowopt.program.program import Program
 from flowopt.runtime.relax_module import RelaxRunner, open_relax
 from flowopt.workflows import lower_tvm
-from tests.lowering.tvm.library import block, compiled
+from tests.lowering.tvm.small_library import block, compiled
 
 
 def _moved(runner: RelaxRunner) -> Any:

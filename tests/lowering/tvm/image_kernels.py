@@ -27,12 +27,12 @@ class Kernels:
     Args:
         machine: the virtual machine that runs them.
         scheduled: for each kernel of the module, in order, the name of the schedule it took, or none.
-        library: the module they are compiled to.
+        made: the module they are compiled to.
     """
 
     machine: Any
     scheduled: dict[str, str]
-    library: Any
+    made: Any
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         """The operator's result."""

@@ -124,7 +124,7 @@ def test_kernels_of_a_free_batch_know_that_their_arguments_do_not_overlap() -> N
     from tvm import relax
 
     found = kernels(relax.op.nn.conv2d, (tensor(0, 1, 8, 14, 14), tensor(1, 32, 8, 3, 3)), free=(0,), padding=1)
-    text = found.library.imports[0].inspect_source("ll")
+    text = found.made.imports[0].inspect_source("ll")
     entry = next(line for line in text.splitlines() if line.startswith("define") and "__tvm_ffi_conv2d(" in line)
     assert "noalias" in entry
 

@@ -22,7 +22,7 @@ from flowopt.runtime import tvm_package as package
 from flowopt.runtime.layout import TVM_MODEL
 from flowopt.runtime.library_metadata import read_metadata
 from flowopt.runtime.relax_module import open_relax
-from tests.lowering.tvm.library import block, compiled
+from tests.lowering.tvm.small_library import block, compiled
 
 JOB = Job("plain", "cpu", None, {"main": []}, {}, None, "0", {"inputs": [], "outputs": []})
 

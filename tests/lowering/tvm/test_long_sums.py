@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.lowering.tvm.compare import captured
-from tests.lowering.tvm.library import run_scheduled
+from tests.lowering.tvm.small_library import run_scheduled
 
 
 def everything(x: Tensor, y: Tensor) -> dict[str, Tensor]:

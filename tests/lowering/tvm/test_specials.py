@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.lowering.tvm.compare import captured
-from tests.lowering.tvm.library import run_plain, run_scheduled
+from tests.lowering.tvm.small_library import run_plain, run_scheduled
 
 NAN, INF = float("nan"), float("inf")
 X = torch.tensor(

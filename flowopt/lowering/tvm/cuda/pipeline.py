@@ -9,8 +9,8 @@ import tvm_ffi
 from tvm import relax
 
 from flowopt.lowering.tvm.cuda.architecture import cuda_target
+from flowopt.lowering.tvm.cuda.cuda_library import CudaLibrary
 from flowopt.lowering.tvm.cuda.kernels import with_kernels
-from flowopt.lowering.tvm.cuda.library import CudaLibrary
 from flowopt.lowering.tvm.cuda.nvcc import device_code, require_nvcc
 
 # What TVM calls to compile source where the CUDA driver is installed.

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("tvm")
 
 from flowopt.errors import InternalError
-from flowopt.lowering.tvm.cuda.library import with_binary
+from flowopt.lowering.tvm.cuda.cuda_library import with_binary
 
 
 def _sized(data: bytes) -> bytes:
