@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from flowopt.errors import UserError
-from flowopt.runtime.library_metadata import numpy_dtype
+from flowopt.runtime.relax_metadata import numpy_dtype
 
 
 def require_fitting(

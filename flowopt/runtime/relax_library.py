@@ -14,8 +14,8 @@ from flowopt.formats.digest import file_sha256
 from flowopt.runtime.arrays import described_input, require_fitting
 from flowopt.runtime.cuda_runtime import load_cuda_backend
 from flowopt.runtime.layout import TVM_MODEL, weights_name
-from flowopt.runtime.library_metadata import LibraryMetadata, StoredTensor, numpy_dtype, read_metadata
 from flowopt.runtime.processor import lacking_here
+from flowopt.runtime.relax_metadata import LibraryMetadata, StoredTensor, numpy_dtype, read_metadata
 from flowopt.runtime.tvm_package import tvm_package
 
 MAIN_FUNCTION: Final = "main"

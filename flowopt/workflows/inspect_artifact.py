@@ -22,7 +22,7 @@ from flowopt.report.stored import StoredReport, stored_report
 from flowopt.runtime.contents import checked_artifact
 from flowopt.runtime.interface import described_interface, parsed_interface_text
 from flowopt.runtime.layout import INTERFACE_FILE, INTERFACE_KEY, MODEL_FILES, VERSION_KEY, committed
-from flowopt.runtime.library_metadata import read_metadata
+from flowopt.runtime.relax_metadata import read_metadata
 
 _ONNX_DTYPES: Final[Mapping[int, str]] = {
     1: "float32",

@@ -14,9 +14,9 @@ import torch
 from flowopt.errors import MalformedModel, ModelNotFound, Untrusted, UserError
 from flowopt.runtime.artifact import Artifact
 from flowopt.runtime.layout import TVM_MODEL
-from flowopt.runtime.library_metadata import read_metadata
 from flowopt.runtime.processor import instruction_sets, lacking_here
 from flowopt.runtime.relax_library import RelaxLibrary
+from flowopt.runtime.relax_metadata import read_metadata
 from flowopt.runtime.relax_module import open_relax
 from tests.lowering.tvm.small_library import Compiled, compiled
 

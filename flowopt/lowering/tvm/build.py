@@ -14,9 +14,9 @@ import numpy as np
 from flowopt.lowering.tvm.job import LIBRARY_FILE, MODULE_FILE, PARAMETERS_FILE, WEIGHTS_FILE, Job
 from flowopt.lowering.tvm.loop import MAIN, PARTS, ROWS, joined, with_rows
 from flowopt.lowering.tvm.weights import write_arrays
-from flowopt.runtime.library_metadata import LibraryMetadata
 from flowopt.runtime.processor import instruction_sets
 from flowopt.runtime.relax_library import tensors_of
+from flowopt.runtime.relax_metadata import LibraryMetadata
 
 _METADATA_FUNCTION = "flowopt_metadata"
 _TRANSFORM = "_transform_params"

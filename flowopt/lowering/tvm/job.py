@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowopt.lowering.tvm.loop import LoopNames
-from flowopt.runtime.library_metadata import StoredTensor
+from flowopt.runtime.relax_metadata import StoredTensor
 
 MODULE_FILE = "module.json"
 PARAMETERS_FILE = "parameters.data"

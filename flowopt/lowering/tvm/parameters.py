@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowopt.lowering.tvm.weights import placed
-from flowopt.runtime.library_metadata import StoredTensor
+from flowopt.runtime.relax_metadata import StoredTensor
 
 
 def table_of(tensors: Iterable[Tensor]) -> list[StoredTensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from flowopt.runtime.layout import weights_name
-from flowopt.runtime.library_metadata import StoredTensor
+from flowopt.runtime.relax_metadata import StoredTensor
 
 # A cache line, enough for every vector instruction, and what TVM asks of memory that it does not own.
 ALIGNMENT = 64

@@ -20,7 +20,7 @@ from flowopt.lowering.tvm.lower import Compilation, lower_to_tvm
 from flowopt.lowering.tvm.toolchain import require_toolchain
 from flowopt.runtime import tvm_package as package
 from flowopt.runtime.layout import TVM_MODEL
-from flowopt.runtime.library_metadata import read_metadata
+from flowopt.runtime.relax_metadata import read_metadata
 from flowopt.runtime.relax_module import open_relax
 from tests.lowering.tvm.small_library import block, compiled
 
