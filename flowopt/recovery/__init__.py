@@ -1,0 +1,1 @@
+"""Recovery after approximate rewrites: calibration, regression, matching and distillation."""

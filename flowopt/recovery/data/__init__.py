@@ -1,0 +1,1 @@
+"""Calibration and training data, as it is read and batched."""

@@ -1,0 +1,1 @@
+"""Passes that put one normalization in the place of another."""
