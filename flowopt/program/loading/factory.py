@@ -1,17 +1,14 @@
 """Load a model by calling a factory: ``package.module:function``."""
 
-import importlib
-import sys
-import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from flowopt.errors import FlowoptError, MissingDependency, ModelNotFound, UserError
+from flowopt.errors import UserError
 from flowopt.program.capture import capture
 from flowopt.program.loading.from_module import program_of_module
+from flowopt.program.loading.imported import called, imported_function
 from flowopt.program.program import Program
 
 _FORMS = (
@@ -21,6 +18,7 @@ _FORMS = (
     "a module alone, whose inputs --shape then gives\n"
     "a flowopt.Program"
 )
+_BRIEF = "(model.eval(), (example_input,))"
 
 
 def load_factory(
@@ -47,7 +45,7 @@ def load_factory(
         MissingDependency: it, or its module, imports a package that is not installed.
         UserError: it raises, or returns something else than a model, or a model without example inputs.
     """
-    made = _called(text, _factory(text))
+    made = called(text, imported_function(text, _FORMS, _BRIEF))
     if isinstance(made, Program):
         given = [*options, *(["inputs"] if inputs else []), *(["weights of a file"] if weights else [])]
         if given:
@@ -72,57 +70,13 @@ def arguments_of_factory(text: str) -> dict[str, Any]:
         ModelNotFound, MissingDependency: as for ``load_factory``.
         UserError: it raises, or returns no module.
     """
-    made = _called(text, _factory(text))
+    made = called(text, imported_function(text, _FORMS, _BRIEF))
     if isinstance(made, Program):
         raise UserError(
             f"{text} returns a captured Program, and the module itself is needed",
             hint="return the module and its example inputs instead: (model.eval(), (example_input,))",
         )
     return _arguments(text, made)
-
-
-def _factory(text: str) -> Any:
-    module_name, _, name = text.partition(":")
-    sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and not f"{module_name}.".startswith(f"{error.name}."):
-            raise _lacks(text, error) from error
-        raise ModelNotFound(
-            f"no module {module_name!r}",
-            hint=f"write {module_name.replace('.', '/')}.py here, with a function {name}() that returns "
-            "(model.eval(), (example_input,))\nor run from the folder that holds it, or install its package",
-        ) from error
-    finally:
-        sys.path.remove("")
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise ModelNotFound(f"module {module_name!r} has no function {name!r}", hint=f"it must return {_FORMS}")
-    return found
-
-
-def _called(text: str, factory: Any) -> Any:
-    try:
-        return factory()
-    except ModuleNotFoundError as error:
-        raise _lacks(text, error) from error
-    except (FlowoptError, OSError):
-        raise
-    except Exception as error:
-        # Whatever the user's code raises is the user's: where it was raised says more than its type.
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        first = (str(error).splitlines() or [""])[0]
-        where = f"{Path(place.filename).name}:{place.lineno}: {place.line}"
-        raise UserError(
-            f"{text} raised {type(error).__name__}: {first}",
-            why="; ".join([where, *getattr(error, "__notes__", ())]),
-            hint="call it in Python alone; --debug shows the traceback here",
-        ) from error
-
-
-def _lacks(text: str, error: ModuleNotFoundError) -> MissingDependency:
-    return MissingDependency(f"{text} imports {error.name!r}, which is not installed", hint=f"pip install {error.name}")
 
 
 def _arguments(text: str, made: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Load a model by what it is: a file of some kind, found in its bytes, or a factory in a Python module."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from flowopt.program.loading.archive import load_archive
 from flowopt.program.loading.example_inputs import Inputs, example_inputs
 from flowopt.program.loading.factory import load_factory
 from flowopt.program.loading.from_module import program_of_module
+from flowopt.program.loading.imported import IMPORTED_NAME
 from flowopt.program.loading.pickled import load_pickled
 from flowopt.program.loading.trust import Trust, require_trust
 from flowopt.program.loading.weights_file import put_into, read_weights, require_factory
@@ -24,7 +24,6 @@ from flowopt.program.program import Program, Provenance
 __all__ = ["Trust", "load"]
 
 _MOST_NAME = 255
-_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def load(
@@ -63,7 +62,7 @@ def load(
     require_trust(trust)
     path = Path(model)
     if not path.exists():
-        if not _FACTORY.fullmatch(str(model)):
+        if not IMPORTED_NAME.fullmatch(str(model)):
             raise ModelNotFound(
                 f"no such file: {model}",
                 hint="check the path and the current folder; a model in Python is named package.module:factory",

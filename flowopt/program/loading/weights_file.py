@@ -14,7 +14,7 @@ from flowopt.errors import MalformedModel, Untrusted, UserError
 from flowopt.formats.kinds import Detected, Kind
 from flowopt.formats.limits import Limits
 from flowopt.formats.printable import printable
-from flowopt.formats.safetensors_header import read_header
+from flowopt.program.loading.safetensors_file import read_safetensors
 from flowopt.program.loading.trust import Trust
 from flowopt.sandbox.isolated import run_isolated
 
@@ -60,25 +60,9 @@ def read_weights(path: Path, found: Detected, limits: Limits) -> dict[str, Tenso
         UserError: no dictionary of tensors, or several inside each other.
     """
     if found.kind is Kind.SAFETENSORS:
-        return _of_safetensors(path, limits)
+        return read_safetensors(path, limits)
     run_isolated(_TRIAL, {"path": str(path.absolute())}, limits=limits, extra_memory=path.stat().st_size)
     return _tensors(path, unpickled(path))
-
-
-def _of_safetensors(path: Path, limits: Limits) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    read_header(path, limits)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        # A dtype that torch lacks, sizes whose product has more than 64 bits, or a path that is no UTF-8.
-        raise MalformedModel(
-            f"{printable(path.name, _WIDTH)} cannot be read",
-            why=f"safetensors says: {printable(str(error), 200)}",
-            hint="give it a plain name, or save it again with safetensors.torch.save_file and a dtype of torch",
-        ) from error
 
 
 def unpickled(path: Path) -> Any:

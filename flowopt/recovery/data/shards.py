@@ -1,0 +1,135 @@
+"""Samples that can be counted: arrays in memory or in files, of which one is in memory at a time.
+
+Batches are planned as rows of shards before any is read, so that a training that is taken up again passes over what
+it has seen without reading it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+
+from flowopt.errors import UserError
+from flowopt.recovery.data.batch import Batch, joined
+from flowopt.recovery.data.batch_axis import BatchAxis, require_axis, require_batch_size
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+_Plan = list[tuple[int, Rows]]
+_USUAL: Final = 32
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Some samples. ``sizes`` as of a ``Batch``: those of one batch agree in them."""
+
+    read: Callable[[], Batch]
+    samples: int
+    sizes: object
+
+
+@final
+class Shards:
+    """A source of counted samples: a fraction of them, drawn by seed, is held out.
+
+    Args:
+        name: for messages.
+        shards: in a fixed order.
+        size: samples in a batch; None: 32, or as many as there are or the model takes.
+        axis: how many the model takes at a time; None is refused.
+        held_out: fraction of the samples.
+        seed: of the draw and of every epoch's order.
+        most: samples to use, drawn by seed; None: all.
+
+    Raises:
+        UserError: fewer samples for training than one batch, or a batch that the model does not take.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shards: Sequence[Shard],
+        size: int | None,
+        axis: BatchAxis | None,
+        *,
+        held_out: float,
+        seed: int,
+        most: int | None = None,
+    ) -> None:
+        self.name = name
+        self._shards, self._seed = shards, seed
+        self._training, self._held = self._split(held_out, most)
+        counts: Counter[object] = Counter()
+        for shard, rows in zip(shards, self._held if held_out == 1 else self._training, strict=True):
+            counts[shard.sizes] += len(rows)
+        self._axis = require_axis(axis)
+        self._size = require_batch_size(size, self._axis, min(_USUAL, max(counts.values())))
+        self.training_batches: int | None = sum(count // self._size for count in counts.values())
+        self._kept: tuple[int, Batch] | None = None
+        if held_out < 1 and not self.training_batches:
+            raise self._too_few(counts)
+
+    def training(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Shards in a new order, and the samples of each in a new order; what fills no batch is left out."""
+        generator = np.random.default_rng((self._seed, 1, epoch))
+        order = generator.permutation(len(self._shards))
+        walk = ((int(i), generator.permutation(self._training[i])) for i in order)
+        return self._read(walk, start=start)
+
+    def held_out(self) -> Iterator[Batch]:
+        """In the order of the shards; a last, smaller batch is kept where the model takes it."""
+        return (b for b in self._read(enumerate(self._held), rest=True) if self._axis.takes(b.samples))
+
+    def _split(self, held_out: float, most: int | None) -> tuple[list[Rows], list[Rows]]:
+        ends = np.cumsum([shard.samples for shard in self._shards])
+        chosen = np.random.default_rng((self._seed, 0)).permutation(int(ends[-1]))[:most]
+        # One at least, so that what was asked for can be looked at.
+        count = max(round(len(chosen) * held_out), 1 if held_out and len(chosen) > 1 else 0)
+        parts = chosen[: len(chosen) - count], chosen[len(chosen) - count :]
+        starts = ends - [shard.samples for shard in self._shards]
+        bounds = [np.searchsorted(np.sort(part), ends) for part in parts]
+        training, held = (
+            [rows - first for rows, first in zip(np.split(np.sort(part), bound[:-1]), starts, strict=True)]
+            for part, bound in zip(parts, bounds, strict=True)
+        )
+        return training, held
+
+    def _read(self, walk: Iterable[tuple[int, Rows]], *, start: int = 0, rest: bool = False) -> Iterator[Batch]:
+        for number, plan in enumerate(self._planned(walk, rest)):
+            if number >= start:
+                yield joined([self._shard(i).rows(torch.from_numpy(rows)) for i, rows in plan])
+
+    def _planned(self, walk: Iterable[tuple[int, Rows]], rest: bool) -> Iterator[_Plan]:
+        """Rows for each batch; samples of one shape wait for others of it, and with ``rest`` for no more than exist."""
+        waiting: dict[object, _Plan] = {}
+        for i, rows in walk:
+            plan = waiting.setdefault(self._shards[i].sizes, [])
+            while len(rows):
+                free = self._size - sum(len(part) for _, part in plan)
+                plan.append((i, rows[:free]))
+                rows = rows[free:]
+                if len(plan[-1][1]) == free:
+                    yield list(plan)
+                    plan.clear()
+        if rest:
+            yield from (plan for plan in waiting.values() if plan)
+
+    def _shard(self, i: int) -> Batch:
+        """One shard at a time is kept: a plan reads each one's rows together."""
+        if self._kept is None or self._kept[0] != i:
+            self._kept = None
+            self._kept = i, self._shards[i].read()
+        return self._kept[1]
+
+    def _too_few(self, counts: Counter[object]) -> UserError:
+        samples = sum(counts.values())
+        shapes = f" of {len(counts)} different shapes" if len(counts) > 1 else ""
+        largest = max(counts.values())
+        smaller = largest > 0 and self._axis.takes(largest)
+        return UserError(
+            f"{self.name}: {samples:,} samples for training{shapes} fill no batch of {self._size}",
+            hint=f"give more data, or a batch size of at most {largest}" if smaller else "give more data",
+        )

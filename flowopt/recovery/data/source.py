@@ -1,0 +1,24 @@
+"""What every kind of data can do."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from flowopt.recovery.data.batch import Batch
+
+
+class Source(Protocol):
+    """Samples in two parts that never mix: for training and held out.
+
+    Attributes:
+        name: for messages and reports.
+        training_batches: in one epoch; None where only a walk would tell.
+    """
+
+    name: str
+    training_batches: int | None
+
+    def training(self, epoch: int, start: int) -> Iterator[Batch]:
+        """The batches of an epoch from number ``start`` on, in an order that follows from the seed and the epoch."""
+
+    def held_out(self) -> Iterator[Batch]:
+        """The same batches at every call."""

@@ -1,0 +1,27 @@
+"""Which vectors of a value are padding, as far as its shape tells."""
+
+from torch import Tensor
+
+
+def padding_of(value: Tensor, masked: Tensor | None, channel_axis: int = -1) -> Tensor | None:
+    """The padding of every vector of ``value``: its shape without the channels, True where a vector is padding.
+
+    A value belongs to the tokens where its axes, channels apart, start with [batch, tokens], or are the two as one.
+
+    Args:
+        value: any shape.
+        masked: (batch, tokens), True where a token is padding; None where no padding is known.
+        channel_axis: of ``value``.
+
+    Returns:
+        None where there is no mask, or it does not fit.
+    """
+    if masked is None or masked.dim() != 2:
+        return None
+    axis = channel_axis % value.dim()
+    shape = (*value.shape[:axis], *value.shape[axis + 1 :])
+    if shape == (masked.numel(),):
+        return masked.reshape(-1)
+    if shape[:2] != tuple(masked.shape):
+        return None
+    return masked.reshape(*masked.shape, *(1 for _ in shape[2:])).expand(shape)

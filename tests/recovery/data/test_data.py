@@ -1,0 +1,131 @@
+"""What is held out stays so, orders follow from seed and epoch, and trainings go on where they stopped."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowopt.errors import UserError
+from flowopt.recovery.data.batch import Batch
+from flowopt.recovery.data.data import Data
+from flowopt.recovery.data.open_data import open_data
+from tests.recovery.data import interfaces
+from tests.recovery.data.test_open_data import folder, numbered
+
+Opened = Callable[..., Data]
+
+
+def batches_of_four() -> list[dict[str, torch.Tensor]]:
+    return [numbered(4, first) for first in range(0, 96, 4)]
+
+
+@pytest.fixture(params=["memory", "folder", "stream"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
+    sources: dict[str, Callable[[], Any]] = {
+        "memory": lambda: numbered(96),
+        "folder": lambda: folder(tmp_path, 30, 40, 26),
+        "stream": lambda: batches_of_four,
+    }
+    source = sources[request.param]()
+    return lambda **options: open_data(source, interfaces.vectors(), **({"batch_size": 4} | options))
+
+
+def shown(batches: Any) -> list[list[int]]:
+    return [batch.extra["label"].tolist() for batch in batches]
+
+
+def test_orders_follow_from_seed_and_epoch(opened: Opened) -> None:
+    first, other = opened(seed=1), opened(seed=2)
+    assert shown(first.training(3)) == shown(opened(seed=1).training(3))
+    assert shown(first.training(3)) != shown(first.training(4))
+    assert shown(first.training(3)) != shown(other.training(3))
+
+
+def test_what_is_held_out_is_never_trained_on(opened: Opened) -> None:
+    data = opened(held_out=0.25)
+    held = {label for batch in shown(data.held_out()) for label in batch}
+    assert len(held) == 24 and shown(data.held_out()) == shown(data.held_out())
+    for epoch in range(3):
+        assert not held & {label for batch in shown(data.training(epoch)) for label in batch}
+
+
+def test_a_training_goes_on_at_any_batch(opened: Opened) -> None:
+    data = opened()
+    assert shown(data.training(2, 5)) == shown(data.training(2))[5:]
+
+
+def test_calibration_is_the_start_of_the_first_epoch(opened: Opened) -> None:
+    data = opened()
+    assert shown(data.calibration(3)) == shown(data.training(0))[:3]
+
+
+def test_processes_share_every_batch(opened: Opened) -> None:
+    data = opened()
+    parts = [shown(data.training(1, rank=rank, world=2)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == shown(data.training(1))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(opened: Opened) -> None:
+    with pytest.raises(UserError, match="a batch of 4 samples cannot be shared among 3 processes"):
+        next(opened().training(0, world=3))
+
+
+def test_most_is_the_end(opened: Opened) -> None:
+    data = opened(most=40, held_out=0.2)
+    assert sum(map(len, shown(data.training(0)))) + sum(map(len, shown(data.held_out()))) == 40
+
+
+def test_a_second_source_is_held_out_whole(opened: Opened) -> None:
+    data = opened(held_out=numbered(7, 1000))
+    assert sorted(sum(shown(data.held_out()), [])) == list(range(1000, 1007))
+    assert len(shown(data.training(0))) == 24
+
+
+def test_nothing_is_held_out_where_that_is_asked_for(opened: Opened) -> None:
+    data = opened(held_out=0.0)
+    assert (list(data.held_out()), data.has_held_out, len(shown(data.training(0)))) == ([], False, 24)
+
+
+def test_the_last_small_batch_is_judged_and_not_trained_on() -> None:
+    data = open_data(numbered(100), interfaces.vectors(), batch_size=8, held_out=0.1)
+    assert [len(b) for b in shown(data.held_out())] == [8, 2]
+    assert [len(b) for b in shown(data.training(0))] == [8] * 11 and data.training_batches == 11
+
+
+def test_a_stream_is_cut_only_where_that_is_asked_for() -> None:
+    made = [numbered(5, first) for first in range(0, 30, 5)]
+    as_they_come = open_data(made, interfaces.vectors(), held_out=0.0)
+    cut = open_data(made, interfaces.vectors(), batch_size=4, held_out=0.0)
+    assert [len(b) for b in shown(as_they_come.training(0))] == [5] * 6
+    assert [len(b) for b in shown(cut.training(0))] == [4] * 7
+
+
+def test_of_a_stream_every_kth_batch_is_held_out() -> None:
+    data = open_data(batches_of_four, interfaces.vectors(), held_out=0.25)
+    assert [batch[0] for batch in shown(data.held_out())] == [0, 16, 32, 48, 64, 80]
+
+
+def test_a_stream_too_short_to_train_on_is_refused() -> None:
+    data = open_data([numbered(4)], interfaces.vectors(), held_out=0.5)
+    with pytest.raises(UserError, match="ended before a batch for training"):
+        data.training(0)
+
+
+def test_a_held_out_part_without_a_batch_is_refused() -> None:
+    data = open_data(numbered(12), interfaces.vectors(batch=10), held_out=0.1)
+    with pytest.raises(UserError, match="no batch to hold out"):
+        data.held_out()
+
+
+def test_graphs_cannot_be_shared() -> None:
+    made = [{"nodes": torch.zeros(4, 4), "edges": torch.zeros(2, 9).long()}]
+    data = open_data(made, interfaces.graphs(), held_out=0.0)
+    with pytest.raises(UserError, match="cannot be shared among 2 processes"):
+        next(data.training(0, world=2))
+
+
+def test_a_batch_owns_its_rows() -> None:
+    batch = Batch({"x": torch.arange(6.0).reshape(3, 2)}, {"y": torch.arange(3)})
+    assert batch.rows(slice(1, None)).extra["y"].tolist() == [1, 2]
