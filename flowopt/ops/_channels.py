@@ -1,5 +1,7 @@
 """Statistics per channel, and maps per channel, of a tensor whose channels lie on any axis."""
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -61,6 +63,28 @@ def token_mean(values: Tensor, axis: int, *, counted: Tensor | None = None, othe
     packed = torch.cat([token_sum(kept, axis), token_count(values, axis, counted).reshape(1)])
     totals, count = all_reduced(packed).split([values.shape[axis], 1])
     return torch.where(count > 0, totals / count.clamp(min=1), otherwise)
+
+
+def token_moments(
+    values: Tensor, axis: int, *, counted: Tensor | None = None, otherwise: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance, (channels,), over the tokens that count of all processes; differentiable.
+
+    ``otherwise`` where no token counts; the variance of one token is 0.
+    """
+    # Replaced before they are squared: a NaN of the padding would come back as gradient.
+    kept = values if counted is None else values.where(counted, 0)
+    mean = token_mean(kept, axis, counted=counted, otherwise=otherwise[0])
+    count = all_reduced(token_count(values, axis, counted))
+    away = (kept - per_channel(mean, values, axis)).square()
+    biased = token_mean(away, axis, counted=counted, otherwise=otherwise[1])
+    return mean, torch.where(count > 0, biased * count / (count - 1).clamp(min=1), biased)
+
+
+def masked_batches(batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Each batch with its mask, or with None."""
+    for batch in batches:
+        yield (batch, None) if isinstance(batch, Tensor) else batch
 
 
 def divided(x: Tensor, weight: Tensor, bias: Tensor, mean_square: Tensor, eps: float, axis: int) -> Tensor:

@@ -40,3 +40,18 @@ def prints_as(found: float, printed: str, decimals: int = 5) -> bool:
     """Whether a number, rounded or cut to some decimals, is the printed one: 4.2121451 was printed as 4.21214."""
     unit = 10.0**decimals
     return round(float(printed) * unit) in (round(found * unit), math.floor(found * unit))
+
+
+def dead_channel_problems(norm: nn.Module) -> list[str]:
+    """What is not finite in 200 training iterations of a norm of three channels, the second of which is always 0."""
+    generator = torch.Generator().manual_seed(6)
+    problems = []
+    for iteration in range(1, 201):
+        x = torch.randn(5, 3, generator=generator)
+        x[:, 1] = 0
+        x.requires_grad_()
+        y = norm(x)
+        y.square().sum().backward()
+        tensors = {"y": y, "dx": x.grad} | dict(norm.named_buffers())
+        problems += [f"{name} at {iteration}" for name, value in tensors.items() if not value.isfinite().all()]
+    return problems
