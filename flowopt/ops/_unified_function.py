@@ -54,15 +54,15 @@ class UnifiedFunction(torch.autograd.Function):
         x, weight, var, ratio, t, uses_batch = ctx.saved_tensors
         ema_gz, window, warmup_iters, momentum, eps, axis = ctx.gradients
         processes = world_size()
-        root = per_channel((var + eps).sqrt(), x, axis)
-        z = x / root
-        scaled_grad = grad * per_channel(ratio, x, axis)
-        g = scaled_grad * per_channel(weight, x, axis) / processes
+        root = (var + eps).sqrt()
+        z = x / per_channel(root, x, axis)
+        g = grad * per_channel(weight * ratio / processes, x, axis)
         batch = token_mean(g * z, axis, otherwise=torch.zeros_like(ema_gz))
         window.index_copy_(0, t % len(window), torch.where(uses_batch, ema_gz, batch).to(window.dtype)[None])
         is_early = (t <= len(window)) | (t < warmup_iters)
         average = torch.where(is_early | uses_batch, batch, window.mean(0))
         ema_gz.copy_(momentum * ema_gz + (1 - momentum) * average)
         corrected = g - per_channel(torch.where(uses_batch, average, ema_gz), x, axis) * z
-        dweight = token_sum(scaled_grad * z, axis)
-        return processes * corrected / root, dweight, token_sum(grad, axis), None, None, None, None, None
+        dx = corrected * per_channel(processes / root, x, axis)
+        dweight = ratio * token_sum(grad * z, axis)
+        return dx, dweight, token_sum(grad, axis), None, None, None, None, None

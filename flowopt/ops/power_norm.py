@@ -61,7 +61,8 @@ class PowerNorm(nn.Module):
         iters: buffer (1,), int64, t.
 
     Shapes: x of any shape with C entries on ``channel_axis``; pad_mask: bool, x's shape without the channels, True on
-    padding. The result has x's shape and dtype; statistics are float32 or wider.
+    padding. The result has x's shape and dtype. Statistics are computed in float32 or wider and stored in the module's
+    dtype: a float16 module holds no mean square above 65504.
 
     Raises:
         UserError: the channels are not where ``channel_axis`` says, the mask fits not, or C is not divisible.
@@ -224,10 +225,10 @@ class _PowerFunction(torch.autograd.Function):
         x, weight, divisor, batch = ctx.saved_tensors
         axis, ema_gz, processes = ctx.axis, ctx.ema_gz, world_size()
         z = x / per_channel((divisor + ctx.eps).sqrt(), x, axis)
-        g = grad * per_channel(weight, x, axis) / processes
-        corrected = g - (1 - ctx.alpha_bkw) * per_channel(ema_gz, x, axis) * z
+        g = grad * per_channel(weight / processes, x, axis)
+        corrected = g - per_channel((1 - ctx.alpha_bkw) * ema_gz, x, axis) * z
         ema_gz.add_(token_mean(corrected * z, axis, otherwise=torch.zeros_like(ema_gz)))
-        dx = processes * corrected / per_channel((batch + ctx.eps).sqrt(), x, axis)
+        dx = corrected * per_channel(processes / (batch + ctx.eps).sqrt(), x, axis)
         return dx, token_sum(grad * z, axis), token_sum(grad, axis), None, None, None, None, None, None
 
 

@@ -73,7 +73,8 @@ class UnifiedNorm(nn.Module):
         buffer_x2, buffer_gz: buffers (M, C), the windows. Inference needs neither.
 
     Shapes: x of any shape with C entries on ``channel_axis``; pad_mask: bool, x's shape without the channels, True on
-    padding. The result has x's shape and dtype; statistics are float32 or wider.
+    padding. The result has x's shape and dtype. Statistics are computed in float32 or wider and stored in the module's
+    dtype: a float16 module holds no mean square above 65504.
 
     Raises:
         UserError: the channels are not where ``channel_axis`` says, or the mask does not fit.
