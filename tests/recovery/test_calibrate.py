@@ -238,18 +238,28 @@ def test_values_without_tokens_count_whole() -> None:
     assert found.tokens == 3
 
 
-def test_tokens_are_found_where_heads_and_flat_rows_stand_between() -> None:
+def test_tokens_are_found_wherever_they_stand() -> None:
     def forward(m: Any, x: Tensor, mask: Tensor) -> Tensor:
         heads = m["heads"](x.unflatten(-1, (2, 3)).transpose(1, 2)).transpose(1, 2).flatten(2)
-        flat: Tensor = m["flat"](x.flatten(0, 1)) + heads.flatten(0, 1)
+        turned = m["turned"](x.transpose(0, 1)).transpose(0, 1)
+        grouped = m["grouped"](x.transpose(1, 2)).transpose(1, 2)
+        flat: Tensor = m["flat"](x.flatten(0, 1)) + (heads + turned + grouped).flatten(0, 1)
         return flat * mask.reshape(-1, 1)
 
-    module = Masked(forward, heads=nn.RMSNorm(3), flat=nn.RMSNorm(WIDTH))
+    parts = {name: nn.RMSNorm(WIDTH) for name in ("flat", "turned")}
+    module = Masked(forward, heads=nn.RMSNorm(3), grouped=nn.GroupNorm(2, WIDTH), **parts)
     free = {"x": {0: "batch", 1: "tokens"}, "mask": {0: "batch", 1: "tokens"}}
     program = captured(module, normal(3, 5, WIDTH).double(), torch.ones(3, 5), dynamic=free)
-    mask = torch.tensor([[1.0, 1, 1, 0], [1.0, 0, 0, 0]])
-    found = calibrate(program, norm_sites(program), [{"x": vectors(2, 4, WIDTH), "mask": mask}], padding="mask")
-    assert sorted(fit.tokens for fit in found.values()) == [4, 8]
+    x, mask = vectors(2, 4, WIDTH), torch.tensor([[1.0, 1, 1, 0], [1.0, 0, 0, 0]])
+    sites = norm_sites(program)
+    found = calibrate(program, sites, [{"x": x, "mask": mask}], padding="mask")
+    by_part = {str(site.module).rpartition(".")[2]: found[site.name] for site in sites}
+    # Two vectors of a token are its heads, two of a sample its groups.
+    assert {name: fit.tokens for name, fit in by_part.items()} == {"heads": 8, "turned": 4, "grouped": 4, "flat": 4}
+    wanted = x[mask == 1].square().mean(0)
+    for name in ("flat", "turned", "grouped"):
+        # Sums of four squares in float64.
+        torch.testing.assert_close(by_part[name].mean_square, wanted, rtol=1e-12, atol=0.0)
 
 
 def test_says_which_norm_and_batch_have_a_nan() -> None:
