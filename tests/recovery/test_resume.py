@@ -1,19 +1,21 @@
 """A recovery that was stopped goes on as if it had not been."""
 
-import subprocess
-import sys
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from flowopt.errors import UserError
 from flowopt.recovery.distill import Progress, recover
 from flowopt.recovery.settings import RecoverySettings
+from tests.recovery.tiny_processes import run_alone, run_together, run_until_killed
 from tests.recovery.tiny_recovery import SETTINGS, recovered, tiny_data, tiny_student
 from tests.recovery.tiny_transformer import program_of, tiny_program, tiny_transformer
+
+# Every norm by a published one, with statistics of its own.
+PUBLISHED = 'leaves="published"'
 
 
 class Killed(Exception):
@@ -96,17 +98,20 @@ def test_a_longer_time_limit_is_no_other_setting(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_and_resumed_in_processes_is_uninterrupted(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.recovery.tiny_recovery"]
-    checkpoint, result = tmp_path / "run.safetensors", tmp_path / "result.safetensors"
-    subprocess.run([*command, "-", str(tmp_path / "whole.safetensors"), "begin"], check=True, capture_output=True)
-    with subprocess.Popen([*command, str(checkpoint), "-", "begin"], stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
-        for line in running.stdout:
-            if line.strip() == "6":
-                running.kill()
-                break
-    assert running.returncode == -9
-    subprocess.run([*command, str(checkpoint), str(result), "resume"], check=True, capture_output=True)
-    whole, resumed = load_file(tmp_path / "whole.safetensors"), load_file(result)
+    checkpoint = tmp_path / "run.safetensors"
+    whole = run_alone(tmp_path / "whole.safetensors", PUBLISHED)
+    assert run_until_killed(checkpoint, 6, PUBLISHED) == -signal.SIGKILL
+    resumed = run_alone(tmp_path / "result.safetensors", PUBLISHED, checkpoint=checkpoint, resume=True)
     assert whole.keys() == resumed.keys() and "history" in whole
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.slow
+def test_two_processes_reach_what_one_does(tmp_path: Path) -> None:
+    one_at_a_time = ('schedule="one-at-a-time"', "swap_share=0.5")
+    alone = run_alone(tmp_path / "alone.safetensors", PUBLISHED, *one_at_a_time)
+    together = run_together(tmp_path / "together.safetensors", PUBLISHED, *one_at_a_time)
+    assert alone.keys() == together.keys() and alone["history"].min() < alone["history"][0]
+    for name, tensor in alone.items():
+        # Sums of two halves in float64, over a few steps.
+        torch.testing.assert_close(together[name], tensor, atol=1e-9, rtol=1e-9)

@@ -1,14 +1,19 @@
 """A recovery of the tiny transformer with every norm swapped, ready to run."""
 
+import itertools
+import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from flowopt.ir.evaluate import evaluate
+from flowopt.ops.power_norm import PowerNorm
+from flowopt.ops.unified_norm import UnifiedNorm
 from flowopt.program.program import Program
 from flowopt.recovery.data.data import Data
 from flowopt.recovery.data.open_data import open_data
@@ -29,7 +34,22 @@ def tiny_data(program: Program, *, seed: int = 5, samples: int = SAMPLES) -> Dat
     )
 
 
-def fitted_leaves(program: Program, given: Mapping[str, Tensor]) -> dict[str, tuple[str, AffineLeaf]]:
+class FromAffine(Protocol):
+    """A kind of leaf."""
+
+    def __call__(self, scale: Tensor, shift: Tensor, mean_square: Tensor, /) -> nn.Module: ...
+
+
+# The leaves of one student, in turn.
+LEAVES: dict[str, tuple[FromAffine, ...]] = {
+    "affine": (AffineLeaf,),
+    "published": (PowerNorm.from_affine, UnifiedNorm.from_affine),
+}
+
+
+def fitted_leaves(
+    program: Program, given: Mapping[str, Tensor], makers: tuple[FromAffine, ...]
+) -> dict[str, tuple[str, nn.Module]]:
     """For every norm the per-channel affine map that is nearest to it in least squares."""
     values: dict[str, Tensor] = {}
 
@@ -38,29 +58,34 @@ def fitted_leaves(program: Program, given: Mapping[str, Tensor]) -> dict[str, tu
 
     evaluate(program.graph, program.read, given, observe=observe)
     real = given["mask"] == 1
-    leaves = {}
-    for name, source in norms_of(program).items():
+    leaves: dict[str, tuple[str, nn.Module]] = {}
+    for make, (name, source) in zip(itertools.cycle(makers), norms_of(program).items(), strict=False):
         x, y = values[source][real], values[name][real]
         off = x - x.mean(0)
         scale = (off * y).mean(0) / off.square().mean(0)
-        leaves[name] = (source, AffineLeaf(scale, y.mean(0) - scale * x.mean(0), x.square().mean(0)))
+        leaves[name] = (source, make(scale, y.mean(0) - scale * x.mean(0), x.square().mean(0)))
     return leaves
 
 
-def tiny_student(program: Program) -> Trainable:
+def tiny_student(program: Program, leaves: str = "affine") -> Trainable:
     """With every norm swapped."""
-    return Trainable(program, fitted_leaves(program, inputs(64, seed=9)), padding="mask")
+    return Trainable(program, fitted_leaves(program, inputs(64, seed=9), LEAVES[leaves]), padding="mask")
 
 
 SETTINGS: dict[str, Any] = {"steps": 12, "learning_rate": 3e-3, "loss": "mse", "evaluate_every": 4, "settle": 0.25}
 
 
 def recovered(
-    checkpoint: Path | None = None, *, resume: bool = False, on_progress: Any = None, **changed: Any
+    checkpoint: Path | None = None,
+    *,
+    resume: bool = False,
+    on_progress: Any = None,
+    leaves: str = "affine",
+    **changed: Any,
 ) -> tuple[Recovered, Trainable]:
     """Run it, with some settings changed."""
     program = tiny_program()
-    student = tiny_student(program)
+    student = tiny_student(program, leaves)
     settings = RecoverySettings(**(SETTINGS | changed))
     told = {} if on_progress is None else {"on_progress": on_progress}
     found = recover(student, program, tiny_data(program), settings, checkpoint=checkpoint, resume=resume, **told)
@@ -82,19 +107,22 @@ def broken_loss(outputs: Mapping[str, Tensor], teacher: Mapping[str, Tensor], ex
 
 
 def main() -> None:
-    """In a process of its own: ``checkpoint result resume``; the result is the student's state and the losses."""
+    """In a process of its own, or several: ``checkpoint result resume setting=value ...``.
+
+    Every step is printed. The result is the student's state and the held-out losses, written by the first process.
+    """
     from safetensors.torch import save_file
 
     torch.set_num_threads(1)
-    checkpoint, result, resume = sys.argv[1:4]
+    checkpoint, result, resume, *words = sys.argv[1:]
     found, student = recovered(
         None if checkpoint == "-" else Path(checkpoint),
         resume=resume == "resume",
         on_progress=lambda progress: print(progress.step, flush=True),
-        **{name: eval(value) for name, _, value in (word.partition("=") for word in sys.argv[4:])},
+        **{name: json.loads(value) for name, _, value in (word.partition("=") for word in words)},
     )
     history = {"history": torch.tensor([evaluation.held_out for evaluation in found.history], dtype=torch.float64)}
-    if result != "-":
+    if result != "-" and os.environ.get("RANK", "0") == "0":
         save_file({name: t.contiguous() for name, t in student.state_dict().items()} | history, result)
 
 
