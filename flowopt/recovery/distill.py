@@ -8,6 +8,7 @@ Source: Hinton et al., arXiv:1503.02531, for the loss on logits; Romero et al., 
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,14 @@ from flowopt.recovery.batches import endless
 from flowopt.recovery.checkpoint import read_checkpoint, write_checkpoint
 from flowopt.recovery.data.batch import Batch
 from flowopt.recovery.data.data import Data
-from flowopt.recovery.distributed import is_true_anywhere, mean_over_ranks, process_group, rank, world_size
+from flowopt.recovery.distributed import (
+    copy_from_first,
+    is_true_anywhere,
+    mean_over_ranks,
+    process_group,
+    rank,
+    world_size,
+)
 from flowopt.recovery.identity import identity_of, require_same
 from flowopt.recovery.objective import Objective
 from flowopt.recovery.optimizers import clip_gradients, learning_rate, optimizer_of, step_of
@@ -279,5 +287,9 @@ def _averaging(objective: Objective) -> nn.Module:
     """
     if world_size() == 1:
         return objective
-    # What is not yet swapped has no gradients; statistics of the leaves are everywhere the same by themselves.
-    return nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)
+    copy_from_first(objective.student.state_dict().values())
+    with warnings.catch_warnings():
+        # Newer releases of torch call the argument otherwise, older ones know no other name.
+        warnings.simplefilter("ignore", FutureWarning)
+        # What is not yet swapped has no gradients; statistics of the leaves stay the same everywhere by themselves.
+        return nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)

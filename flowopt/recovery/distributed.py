@@ -5,7 +5,7 @@ therefore averaged over the processes, and gradients, which are averaged too, be
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 
 import torch
@@ -57,6 +57,13 @@ def is_true_anywhere(fact: bool, device: torch.device) -> bool:
     found = torch.tensor(int(fact), device=device)
     distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
     return bool(found.item())
+
+
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with those of the first process: calibration may have rounded differently elsewhere."""
+    if world_size() > 1:
+        for tensor in tensors:
+            distributed.broadcast(tensor, 0)
 
 
 def _is_joined() -> bool:

@@ -11,7 +11,7 @@ from tests.goals.row import Measured, Row
 from tests.recovery.tiny_processes import run_alone, run_together, run_until_killed
 
 # Every norm swapped for a published one, half of them after the other half.
-SETTINGS = ('leaves="published"', 'schedule="one-at-a-time"', "swap_share=0.5", "steps=24")
+SETTINGS = ('dtype="float32"', 'leaves="published"', 'schedule="one-at-a-time"', "swap_share=0.5", "steps=24")
 _KILLED_AFTER = 14
 _LARGEST = 1e-5
 

@@ -81,10 +81,11 @@ def recovered(
     resume: bool = False,
     on_progress: Any = None,
     leaves: str = "affine",
+    dtype: torch.dtype = torch.float64,
     **changed: Any,
 ) -> tuple[Recovered, Trainable]:
     """Run it, with some settings changed."""
-    program = tiny_program()
+    program = tiny_program(dtype)
     student = tiny_student(program, leaves)
     settings = RecoverySettings(**(SETTINGS | changed))
     told = {} if on_progress is None else {"on_progress": on_progress}
@@ -115,11 +116,13 @@ def main() -> None:
 
     torch.set_num_threads(1)
     checkpoint, result, resume, *words = sys.argv[1:]
+    changed = {name: json.loads(value) for name, _, value in (word.partition("=") for word in words)}
     found, student = recovered(
         None if checkpoint == "-" else Path(checkpoint),
         resume=resume == "resume",
         on_progress=lambda progress: print(progress.step, flush=True),
-        **{name: json.loads(value) for name, _, value in (word.partition("=") for word in words)},
+        dtype=getattr(torch, changed.pop("dtype", "float64")),
+        **changed,
     )
     history = {"history": torch.tensor([evaluation.held_out for evaluation in found.history], dtype=torch.float64)}
     if result != "-" and os.environ.get("RANK", "0") == "0":
