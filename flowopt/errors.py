@@ -4,6 +4,7 @@
     ├── UserError                 2   the call or the command is wrong; the message says what to write
     │   └── CaptureError          2   the model cannot be captured as asked
     ├── Different                 1   the numbers differ (raised only by ``flowopt.testing`` and ``strict``)
+    ├── Diverged                  1   a recovery moved away from the original instead of towards it
     ├── Inconclusive              3   nothing could be decided
     ├── RequirementNotMet         4   fewer rewrites than ``--require`` asks for, or worse than ``--baseline``
     ├── MalformedModel           65   the file is not what it claims to be
@@ -83,6 +84,13 @@ class CaptureError(UserError):
 @final
 class Different(FlowoptError):
     """Two programs that should agree do not."""
+
+    exit_code = 1
+
+
+@final
+class Diverged(FlowoptError):
+    """A recovery moved away from the original instead of towards it."""
 
     exit_code = 1
 

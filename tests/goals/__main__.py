@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.benchmarks.commit import commit
 from tests.goals import (
+    adapt,
     alarms,
     bench,
     constants,
@@ -47,6 +48,7 @@ ROWS = (
     *samplers.ROWS,
     *tvm.ROWS,
     *bench.ROWS,
+    *adapt.ROWS,
 )
 _ROOT = Path(__file__).resolve().parents[2]
 _CACHE = _ROOT / ".goals.json"

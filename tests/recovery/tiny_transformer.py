@@ -87,11 +87,11 @@ def norms_of(program: Program) -> dict[str, str]:
     return {node.name: str(node.args[0]) for node in found}
 
 
-def tiny_program() -> Program:
-    """The program of ``tiny_transformer()``, captured once."""
-    return _captured().copy()
+def tiny_program(dtype: torch.dtype = torch.float64) -> Program:
+    """The program of ``tiny_transformer(dtype)``, captured once."""
+    return _captured(dtype).copy()
 
 
 @cache
-def _captured() -> Program:
-    return program_of(tiny_transformer())
+def _captured(dtype: torch.dtype) -> Program:
+    return program_of(tiny_transformer(dtype))

@@ -1,0 +1,295 @@
+"""Recovery by distillation: a student with swapped norms is trained to compute what the original does.
+
+The state that is best on held-out data is what comes out, and the state before any training counts as one. Held-out
+data are evaluated in eval mode with every norm swapped, whatever is in place at that step: the model that will be kept.
+
+Source: Hinton et al., arXiv:1503.02531, for the loss on logits; Romero et al., arXiv:1412.6550, for that on features.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from torch import nn
+
+from flowopt.errors import Diverged, UserError
+from flowopt.program.program import Program
+from flowopt.recovery.batches import endless
+from flowopt.recovery.checkpoint import read_checkpoint, write_checkpoint
+from flowopt.recovery.data.batch import Batch
+from flowopt.recovery.data.data import Data
+from flowopt.recovery.distributed import (
+    copy_from_first,
+    is_true_anywhere,
+    mean_over_ranks,
+    process_group,
+    rank,
+    world_size,
+)
+from flowopt.recovery.identity import identity_of, require_same
+from flowopt.recovery.objective import Objective
+from flowopt.recovery.optimizers import clip_gradients, learning_rate, optimizer_of, step_of
+from flowopt.recovery.run_state import Evaluation, RunState, checkpoint_of, restore, snapshot
+from flowopt.recovery.schedule import SwapSchedule
+from flowopt.recovery.settings import RecoverySettings
+from flowopt.recovery.trainable import Trainable, device_of, trained_parameters
+
+# One bad batch is no divergence: so many training losses in a row have to be too large.
+_IN_A_ROW = 5
+
+Stopped = Literal["steps", "patience", "time"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One trained step. ``held_out`` is set where it was followed by an evaluation."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    swapped: int
+    seconds: float
+    held_out: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a recovery reached.
+
+    Attributes:
+        steps: that were trained.
+        stopped: why it ended.
+        start_loss: on held-out data, before training.
+        best_loss: of the state that the student was left in.
+        best_step: after which it was found; 0 where training made nothing better.
+        history: every evaluation.
+        seconds: over all runs.
+    """
+
+    steps: int
+    stopped: Stopped
+    start_loss: float
+    best_loss: float
+    best_step: int
+    history: tuple[Evaluation, ...]
+    seconds: float
+
+
+def _silent(progress: Progress) -> None:
+    del progress
+
+
+def recover(
+    student: Trainable,
+    teacher: Program,
+    data: Data,
+    settings: RecoverySettings,
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = _silent,
+) -> Recovered:
+    """Train a student towards its teacher, in place; it is left in eval mode with its best state.
+
+    Under ``torchrun`` every process trains on its share of each batch; one of them writes. With one thread on a CPU, a
+    run that was killed and resumed gives the numbers of one that was not, bit for bit.
+
+    Args:
+        student: with its leaves, each the affine map that calibration found.
+        teacher: the original program, on the student's device.
+        data: batches to train on, and others to judge by.
+        settings: what is done.
+        checkpoint: file that is replaced after every evaluation.
+        resume: go on from ``checkpoint``; from the beginning where there is none yet.
+        on_progress: called after every step, in the first process.
+
+    Raises:
+        Diverged: the loss is not finite, or stays many times above that of the start; the student has its best state.
+        UserError: data, settings or a checkpoint that do not fit; a checkpoint that would be overwritten.
+        CannotWrite, MalformedModel, MissingDependency: of the checkpoint, and of an optimizer.
+    """
+    if checkpoint is not None and checkpoint.exists() and not resume:
+        raise UserError(f"{checkpoint} is there already", hint="resume from it, remove it, or choose another file")
+    if resume and checkpoint is None:
+        raise UserError("nothing to resume from", hint="name the checkpoint of the first run")
+    device = device_of(student)
+    with process_group(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        run = _Run(student, teacher, data, settings, checkpoint, on_progress)
+        stopped = run.trained()
+    state = run.state
+    return Recovered(
+        steps=state.step,
+        stopped=stopped,
+        start_loss=state.history[0].held_out,
+        best_loss=state.best_loss,
+        best_step=state.best_step,
+        history=tuple(state.history),
+        seconds=state.seconds,
+    )
+
+
+@final
+class _Run:
+    """One process's part of a recovery."""
+
+    def __init__(
+        self,
+        student: Trainable,
+        teacher: Program,
+        data: Data,
+        settings: RecoverySettings,
+        checkpoint: Path | None,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        if not trained_parameters(student):
+            raise UserError("nothing of the model is trained", hint="freeze fewer tensors, or swap a norm")
+        self.student, self.data, self.settings = student, data, settings
+        self._on_progress = on_progress
+        self._schedule = SwapSchedule(student, settings)
+        self._objective = Objective(student, teacher, settings)
+        self._optimizer = optimizer_of(student, settings)
+        self._checkpoint = checkpoint
+        self._identity: dict[str, Any] = {}
+        self._began = time.monotonic()
+        self.state = RunState()
+        torch.manual_seed(settings.seed)
+        if checkpoint is not None:
+            self._identity = identity_of(student, teacher, data, settings)
+        if checkpoint is not None and checkpoint.exists():
+            found = read_checkpoint(checkpoint)
+            require_same(checkpoint, found.facts["identity"], self._identity)
+            self.state = restore(found, student, self._optimizer)
+        self._before = self.state.seconds
+        self._shared_objective = _averaging(self._objective)
+
+    def trained(self) -> Stopped:
+        """Train to the end."""
+        try:
+            if not self.state.history:
+                self._evaluate()
+            stopped = self._end()
+            batches = endless(self.data, self.state.epoch, self.state.taken)
+            while stopped is None:
+                self.state.epoch, self.state.taken, batch = next(batches)
+                self._step(batch)
+                stopped = self._end()
+        finally:
+            self._schedule.apply_all()
+            if self.state.best:
+                self.student.load_state_dict(self.state.best)
+        return stopped
+
+    def _step(self, batch: Batch) -> None:
+        state, settings = self.state, self.settings
+        self._schedule.apply(state.step)
+        rate = learning_rate(settings, state.step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self._shared_objective(batch.inputs, batch.extra)
+        value = float(mean_over_ranks(loss))
+        self._require_convergence(value)
+        loss.backward()
+        norm = clip_gradients(trained_parameters(self.student), settings.clip)
+        if not math.isfinite(norm):
+            raise self._diverged(
+                f"the gradients are not finite at step {state.step + 1}, where the loss is {value:.4g}"
+            )
+        step_of(self._optimizer)
+        state.step += 1
+        state.losses.append(value)
+        state.seconds = self._before + time.monotonic() - self._began
+        swapped, is_due = len(self.student.active), state.step % settings.evaluate_every == 0
+        held_out = self._evaluate() if is_due or state.step == settings.steps else None
+        if rank() == 0:
+            self._on_progress(Progress(state.step, settings.steps, value, rate, swapped, state.seconds, held_out))
+
+    def _evaluate(self) -> float:
+        """Judge the student on held-out data, keep it where it is the best so far, and write the checkpoint."""
+        state = self.state
+        self._schedule.apply_all()
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for batch in self.data.held_out():
+                total += float(mean_over_ranks(self._objective(batch.inputs, batch.extra))) * batch.samples
+                count += batch.samples
+        if count == 0:
+            raise UserError("there are no held-out data to judge by", hint="hold a part of the data out")
+        loss = total / count
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss on held-out data is {loss} after {state.step} steps")
+        training = sum(state.losses) / len(state.losses) if state.losses else None
+        is_best = not state.history or loss < state.best_loss
+        state.history.append(Evaluation(state.step, training, loss))
+        state.losses.clear()
+        state.stale = 0 if is_best else state.stale + 1
+        if is_best:
+            state.best_step, state.best = state.step, snapshot(self.student)
+        state.seconds = self._before + time.monotonic() - self._began
+        if self._checkpoint is not None and rank() == 0:
+            write_checkpoint(self._checkpoint, checkpoint_of(self.student, self._optimizer, state, self._identity))
+        return loss
+
+    def _end(self) -> Stopped | None:
+        """Why to end now; None to go on."""
+        state, settings = self.state, self.settings
+        if state.step >= settings.steps:
+            return "steps"
+        # Until the last norm is in place, training has not begun on the model that is judged.
+        is_stale = 0 < settings.patience <= state.stale and self._schedule.is_complete(state.step)
+        if is_stale:
+            return "patience"
+        limit = settings.time_limit_seconds
+        if limit is None or state.step == 0:
+            return None
+        is_late = is_true_anywhere(state.seconds >= limit, device_of(self.student))
+        if not is_late:
+            return None
+        if state.history[-1].step != state.step:
+            self._evaluate()
+        return "time"
+
+    def _require_convergence(self, loss: float) -> None:
+        state, step = self.state, self.state.step + 1
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss} at step {step}")
+        if not self._schedule.is_complete(state.step):
+            return
+        state.last = [*state.last, loss][-_IN_A_ROW:]
+        start = max(state.history[0].held_out, self._objective.noise)
+        if len(state.last) == _IN_A_ROW and min(state.last) > self.settings.divergence * start:
+            times = min(state.last) / start
+            raise self._diverged(f"the loss is {loss:.4g} at step {step}, {times:.0f} times that of the start")
+
+    def _diverged(self, message: str) -> Diverged:
+        held_out = self.state.history[0].held_out if self.state.history else None
+        rate = self.settings.learning_rate
+        return Diverged(
+            message,
+            why="" if held_out is None else f"it was {held_out:.4g} on held-out data before training",
+            hint=f"a smaller learning rate, such as {rate / 3:.2g} instead of {rate:.2g}\n"
+            "fewer norms: leave out those with the largest scores\n"
+            "the schedule one-at-a-time",
+        )
+
+
+def _averaging(objective: Objective) -> nn.Module:
+    """The objective, around which gradients are averaged over the processes, if there are several.
+
+    The loss is inside of what is wrapped, and the only thing that comes out: an output that no loss reads would
+    otherwise leave gradients to wait for.
+    """
+    if world_size() == 1:
+        return objective
+    copy_from_first(objective.student.state_dict().values())
+    with warnings.catch_warnings():
+        # Newer releases of torch call the argument otherwise, older ones know no other name.
+        warnings.simplefilter("ignore", FutureWarning)
+        # What is not yet swapped has no gradients; statistics of the leaves stay the same everywhere by themselves.
+        return nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)

@@ -1,0 +1,70 @@
+"""Several processes that train one model, each on its share of every batch.
+
+A mean over a batch is the mean of the shares' means only where each share counts the same. What is divided by is
+therefore averaged over the processes, and gradients, which are averaged too, become those of the whole batch.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the processes that ``torchrun`` started, unless that was done before; alone, nothing happens.
+
+    Args:
+        device: gloo joins processes on CPUs, nccl those on GPUs.
+    """
+    joins = distributed.is_available() and not distributed.is_initialized() and distributed.is_torchelastic_launched()
+    if not joins:
+        yield
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(minutes=10))
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def world_size() -> int:
+    """How many processes train together; 1 for one alone."""
+    return distributed.get_world_size() if _is_joined() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return distributed.get_rank() if _is_joined() else 0
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of one number over all processes, without a gradient; ``value`` itself where there is one process."""
+    if world_size() == 1:
+        return value.detach()
+    total = value.detach().clone()
+    distributed.all_reduce(total)
+    return total / world_size()
+
+
+def is_true_anywhere(fact: bool, device: torch.device) -> bool:
+    """Whether a fact holds for any process, so that all decide alike."""
+    if world_size() == 1:
+        return fact
+    found = torch.tensor(int(fact), device=device)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+    return bool(found.item())
+
+
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with those of the first process: calibration may have rounded differently elsewhere."""
+    if world_size() > 1:
+        for tensor in tensors:
+            distributed.broadcast(tensor, 0)
+
+
+def _is_joined() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

@@ -1,0 +1,82 @@
+"""What a recovery does, as far as its result depends on it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from flowopt.errors import UserError
+
+OptimizerName = Literal["adamw", "adamp", "sgdp"]
+Schedule = Literal["all", "one-at-a-time"]
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverySettings:
+    """Settings of a distillation.
+
+    Attributes:
+        steps: of the optimizer.
+        learning_rate: the largest one, after the warm-up.
+        warmup: share of the steps in which the learning rate rises from 0; then it falls along a cosine.
+        final_learning_rate: share of the learning rate that is left at the end.
+        optimizer: AdamP and SGDP remove the part of an update that only changes the length of weights before a norm.
+        weight_decay: of matrices alone.
+        clip: largest norm of all gradients together; 0 for none.
+        loss: ``kl`` of logits, ``mse`` relative to the teacher's square, ``cosine``, or ``package.module:function``.
+        outputs: names of the outputs that are compared; all floating ones where it is empty.
+        temperature: of ``kl``.
+        features: names of nodes whose values are compared too, relative to the teacher's square.
+        feature_weight: of their mean beside the loss.
+        schedule: ``one-at-a-time`` puts one norm after another into place; until then the original one is computed.
+        order: of the norms, by name; by what reads them where it is empty (``flowopt.recovery.norm_order``).
+        swap_share: share of the steps after which the last norm is in place.
+        settle: share of the steps, the last ones, in which the statistics of the swapped norms stand still.
+        evaluate_every: steps between evaluations on held-out data, after each of which a checkpoint is written.
+        patience: evaluations without improvement after which it ends; 0 for never.
+        divergence: how many times the loss of the start it may become.
+        time_limit_seconds: after which it ends with the best state so far; None for no limit.
+        seed: of random numbers that a leaf may draw.
+
+    Raises:
+        UserError: a value that means nothing.
+    """
+
+    steps: int = 1000
+    learning_rate: float = 1e-4
+    warmup: float = 0.05
+    final_learning_rate: float = 0.0
+    optimizer: OptimizerName = "adamw"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    loss: str = "kl"
+    outputs: tuple[str, ...] = ()
+    temperature: float = 1.0
+    features: tuple[str, ...] = ()
+    feature_weight: float = 1.0
+    schedule: Schedule = "all"
+    order: tuple[str, ...] = ()
+    swap_share: float = 0.5
+    settle: float = 0.2
+    evaluate_every: int = 100
+    patience: int = 0
+    divergence: float = 10.0
+    time_limit_seconds: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "temperature", "divergence"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        for name in ("steps", "evaluate_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("weight_decay", "clip", "feature_weight", "patience"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number from 0")
+        for name in ("warmup", "final_learning_rate", "swap_share", "settle"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a share from 0 to 1")
+        limit = self.time_limit_seconds
+        _require(limit is None or limit > 0, "time_limit_seconds", limit, "a number above 0, or None")
+        _require(self.optimizer in ("adamw", "adamp", "sgdp"), "optimizer", self.optimizer, "adamw, adamp or sgdp")
+        _require(self.schedule in ("all", "one-at-a-time"), "schedule", self.schedule, "all or one-at-a-time")
+
+
+def _require(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise UserError(f"{name}={value!r}: it must be {wanted}")
