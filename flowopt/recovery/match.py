@@ -23,9 +23,9 @@ from flowopt.recovery.observed import (
     no_grad_walk,
     padding_mask,
     parted,
+    placed,
     require_common_nodes,
     steady,
-    student_inputs,
     teacher_values,
 )
 from flowopt.recovery.trainable import Trainable
@@ -74,7 +74,7 @@ def match_layers(
 
     Args:
         student: its leaves, and the linear layers that read them, are changed.
-        teacher: of the same nodes.
+        teacher: of the same nodes, on the student's device.
         batches: inputs by name; each step takes one, in an order that follows from the seed.
         steps: of Adam, for each norm.
         lr: its learning rate.
@@ -142,21 +142,21 @@ class _Place:
 
     def case(self, batch: Inputs) -> _Case:
         """What one walk of both models gives."""
+        given = placed(self._student, batch)
         calls: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = []
         hook = self._leaf.register_forward_pre_hook(
             lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
         )
         with hook:
-            around = no_grad_walk(self._student, batch, [self._norm.name, *(node.name for node in self._around)])
-        wanted = teacher_values(self._teacher, batch, [node.name for node in self._values])
-        device = calls[0][0][0].device
+            around = no_grad_walk(self._student, given, [self._norm.name, *(node.name for node in self._around)])
+        wanted = teacher_values(self._teacher, given, [node.name for node in self._values])
         case = _Case(
             calls[0],
             {node: around[node.name] for node in self._around},
-            {node: self._rows(node, wanted[node.name]).to(device) for node in self._values},
+            {node: self._rows(node, wanted[node.name]) for node in self._values},
             {},
         )
-        masked = padding_mask(self._student, student_inputs(self._student, batch), self._padding)
+        masked = padding_mask(self._student, given, self._padding)
         with torch.no_grad():
             computed = self._computed(case)
         counted: dict[fx.Node, Tensor] = {}

@@ -16,7 +16,7 @@ Inputs = Mapping[str, Tensor]
 
 
 def teacher_values(teacher: Program, inputs: Inputs, names: Collection[str]) -> dict[str, Tensor]:
-    """Values of the named nodes, without autograd.
+    """Values of the named nodes, without autograd; the inputs are where the teacher is.
 
     Raises:
         UserError: the inputs do not fit.
@@ -31,10 +31,10 @@ def teacher_values(teacher: Program, inputs: Inputs, names: Collection[str]) -> 
     return found
 
 
-def student_inputs(student: Trainable, inputs: Inputs) -> dict[str, Tensor]:
-    """The inputs where the student is; labels and the like are left out."""
-    device, names = device_of(student), {i.name for i in student.program.inputs}
-    return {name: tensor.to(device) for name, tensor in inputs.items() if name in names}
+def placed(student: Trainable, inputs: Inputs) -> dict[str, Tensor]:
+    """The inputs where the student is."""
+    device = device_of(student)
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def padding_mask(student: Trainable, inputs: Inputs, padding: str | None) -> Tensor | None:
@@ -88,7 +88,7 @@ def require_common_nodes(student: Trainable, teacher: Program, names: Collection
 
 
 def no_grad_walk(student: Trainable, inputs: Inputs, names: Collection[str]) -> dict[str, Tensor]:
-    """Values of the student's named nodes, without autograd."""
+    """Values of the student's named nodes, without autograd; the inputs are where the student is."""
     with torch.no_grad():
-        seen: dict[str, Tensor] = student(student_inputs(student, inputs), observe=names)[1]
+        seen: dict[str, Tensor] = student(inputs, observe=names)[1]
     return seen

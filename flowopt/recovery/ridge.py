@@ -25,9 +25,9 @@ from flowopt.recovery.observed import (
     no_grad_walk,
     padding_mask,
     parted,
+    placed,
     require_common_nodes,
     steady,
-    student_inputs,
     teacher_values,
 )
 from flowopt.recovery.trainable import Trainable, device_of
@@ -76,7 +76,7 @@ def refit_linears(
 
     Args:
         student: its weights are changed; its leaves run in eval mode meanwhile.
-        teacher: of the same nodes.
+        teacher: of the same nodes, on the student's device.
         batches: inputs by name.
         padding: name of an input [batch, tokens] that is 1 (or True) where a token is real; the student's by default.
         ridge: lambda over the mean diagonal of the input's second moments; above 0.
@@ -125,11 +125,12 @@ class _Group:
         total = Moments(weight.shape[1], weight.shape[0], device_of(self._student))
         names = [layer.name for layer in self._layers]
         for batch in batches:
-            wanted = teacher_values(self._teacher, batch, names)
-            x = no_grad_walk(self._student, batch, [self._source])[self._source]
-            masked = padding_mask(self._student, student_inputs(self._student, batch), self._padding)
+            given = placed(self._student, batch)
+            wanted = teacher_values(self._teacher, given, names)
+            x = no_grad_walk(self._student, given, [self._source])[self._source]
+            masked = padding_mask(self._student, given, self._padding)
             counted = counted_rows(x, masked, self._massive)
-            y = torch.cat([rows_of(wanted[name]).to(x.device) for name in names], 1)
+            y = torch.cat([rows_of(wanted[name]) for name in names], 1)
             total.add(rows_of(x)[counted], y[counted])
         if not total.count:
             raise UserError("no calibration batch has a token that counts", hint="look at the padding mask")
