@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.benchmarks.commit import commit
 from tests.goals import (
+    absorb,
     alarms,
     bench,
     constants,
@@ -40,6 +41,7 @@ ROWS = (
     *constants.ROWS,
     *parametrizations.ROWS,
     *norms.ROWS,
+    *absorb.ROWS,
     *orders.ROWS,
     *schedulers.ROWS,
     *samplers.ROWS,
