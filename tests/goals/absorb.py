@@ -24,7 +24,7 @@ _NORMS = (BATCH_NORM, "aten.layer_norm", "aten.rms_norm", "aten.rsqrt")
 _REFUSALS: dict[str, Callable[[], None]] = {
     "zero scale": refusals.test_refuses_a_scale_of_zero,
     "scales beyond float16": partial(refusals.test_refuses_scales_beyond_the_range_of_the_dtype, "free"),
-    "tapped at two scales": partial(refusals.test_refuses_a_stream_that_something_else_reads_at_two_scales, "outputs"),
+    "tapped at two scales": refusals.test_refuses_a_stream_that_something_else_reads_at_two_scales,
     "tied and shared weights": refusals.test_refuses_to_copy_more_than_it_may,
     "sum around a map": refusals.test_refuses_a_sum_of_the_values_before_and_after_a_map,
     "computed writer": refusals.test_refuses_computed_values_that_are_added_behind_a_map,
