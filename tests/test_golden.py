@@ -17,6 +17,7 @@ from flowopt.passes.cleanup.eliminate_common_subexpressions import EliminateComm
 from flowopt.passes.cleanup.eliminate_key_bias import EliminateKeyBias
 from flowopt.passes.cleanup.hoist_selections import HoistSelections
 from flowopt.passes.cleanup.simplify_masks import SimplifyMasks
+from flowopt.passes.fold.absorb_post_norm import AbsorbPostNorm
 from flowopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from flowopt.passes.fold.fold_constants import FoldConstants
 from flowopt.passes.fold.fold_linear_chain import FoldLinearChain
@@ -64,6 +65,31 @@ def written_rms_norm() -> tuple[Program, RewritePass[Any]]:
 
     module = Written(forward, gain=nn.Parameter(torch.ones(6)), fc=nn.Linear(6, 4, bias=False)).bfloat16()
     return capture(module.eval(), (torch.zeros(2, 6, dtype=torch.bfloat16),)), FoldNormAffine()
+
+
+def frozen_norm_before_layers() -> tuple[Program, RewritePass[Any]]:
+    def forward(m: Written, x: Tensor) -> Tensor:
+        y = x * m.scale + m.shift
+        gated: Tensor = m.gate(y).sigmoid() * m.up(y)
+        return gated
+
+    vectors = {"scale": torch.ones(6), "shift": torch.ones(6)}
+    module = Written(forward, **vectors, gate=nn.Linear(6, 4, bias=False), up=nn.Linear(6, 4)).eval()
+    return capture(module, (torch.zeros(2, 6),), dynamic={"x": {0: "batch"}}), FoldNormAffine()
+
+
+def post_norm_block_with_batch_norm() -> tuple[Program, RewritePass[Any]]:
+    def forward(m: Written, x: Tensor) -> Tensor:
+        h = m.entry(x)
+        h = m.norm(h + m.block(h)) * m.scale
+        out: Tensor = m.head(h)
+        return out
+
+    layers = {name: nn.Linear(6, size) for name, size in {"entry": 6, "block": 6, "head": 3}.items()}
+    module = Written(forward, **layers, norm=nn.BatchNorm1d(6), scale=torch.ones(6)).eval()
+    module.norm.bias.data.fill_(1.0)
+    program = capture(module, (torch.zeros(2, 6),), dynamic={"x": {0: "batch"}})
+    return run_passes(program, [CanonicalizeAten()]).program, AbsorbPostNorm()
 
 
 def decomposed_layers() -> tuple[Program, RewritePass[Any]]:
@@ -178,7 +204,9 @@ def written_attention_with_biases() -> tuple[Program, RewritePass[Any]]:
 
 GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "fold_batch_norm": conv_called_twice,
+    "absorb_post_norm": post_norm_block_with_batch_norm,
     "fold_norm_affine": norm_with_two_readers,
+    "fold_norm_affine_frozen": frozen_norm_before_layers,
     "fold_norm_affine_written": written_rms_norm,
     "fold_parametrizations": two_adapters,
     "recognize_batch_channel_norm": channel_norm,

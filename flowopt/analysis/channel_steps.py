@@ -1,7 +1,7 @@
 """Frozen per-channel maps: a value times a stored vector, plus or minus one, or through a batch norm in eval mode."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,44 @@ def scale_and_shift(
         # alpha belongs to the second operand.
         return (None, alpha * vector) if node.args[1] is other else (torch.full_like(vector, alpha), vector)
     return (None, -alpha * vector) if node.args[1] is other else (torch.full_like(vector, -alpha), vector)
+
+
+def composed(
+    steps: Sequence[ChannelStep], constant: Callable[[fx.Node], Tensor], channels: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Scale and shift of steps one after the other; arguments and result as for one step."""
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    for step in steps:
+        factor, added = scale_and_shift(step, constant, channels)
+        if factor is not None:
+            scale = factor if scale is None else scale * factor
+            shift = None if shift is None else shift * factor
+        if added is not None:
+            shift = added if shift is None else shift + added
+    return scale, shift
+
+
+def frozen_norm(node: fx.Node) -> tuple[ChannelStep, ...]:
+    """The steps of a frozen norm: a batch norm in eval mode, or a product and at once a sum along the same axis.
+
+    Args:
+        node: the batch norm or the product.
+
+    Returns:
+        No steps where it is none.
+    """
+    if len(node.users) != 1:
+        return ()
+    (user,) = node.users
+    first = channel_step(user if node.target is _BATCH_NORM else node)
+    if first is None or first.node is not node or not first.scales:
+        return ()
+    if node.target is _BATCH_NORM:
+        return (first,)
+    then = channel_step(user) if user.target in _SUMS else None
+    is_next = then is not None and then.source is node and then.axis == first.axis
+    return (first, then) if then is not None and is_next else ()
 
 
 def _of_batch_norm(norm: fx.Node, constant: Callable[[fx.Node], Tensor]) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ PRESETS: Final[dict[str, tuple[str, ...]]] = {
         "fold-batch-norm",
         "fold-scale",
         "fold-norm-affine",
+        "absorb-post-norm",
         "fold-norm-mean",
         "fold-linear-chain",
         "fold-value-bias",

@@ -13,8 +13,8 @@ A norm that is computed at run time sees scales. p is 1 at most of them; at othe
 the norm, and the summary counts it.
 
 Numerical effect: EXACT. Parameters are computed in float64 and rounded once. What is kept has the magnitude of h / p:
-of a dtype's range of exponents, p may take 0.7 (2^9 in float16, 2^88 in float32). Where p is free it starts at 1, or in
-the middle, by a power of two for each channel, if that is needed to stay in the range.
+of a dtype's range of exponents, p may take 0.7 (2^10 in float16, 2^88 in float32). Where p is free it starts at 1, or
+at a power of two for each channel that centres it, if that is needed to stay in the range.
 
 Refuses when:
     extreme-scale       a scale is zero or no number; p would leave its range; a changed parameter would overflow, or
@@ -38,9 +38,9 @@ Attributes of the matched operators:
     kept. layer_norm, rms_norm, group_norm, instance_norm that write: weight, bias used; the others are kept.
     Between them: the operators of ``flowopt.analysis.stream_joins``; numbers of products used.
 
-Source: Shen et al., "PowerNorm", section 4; Yang et al., "Unified Normalization", section 3; Dwivedi and Bresson, "A
-Generalization of Transformer Networks to Graphs", section 2 (batch norm behind residual sums). That the basis of a
-stream can be scaled: Ashkboos et al., "SliceGPT", section 3, for rotations.
+Source: Shen et al., "PowerNorm", section 4, and Yang et al., "Unified Normalization" (such norms in eval mode); Dwivedi
+and Bresson, "A Generalization of Transformer Networks to Graphs", section 2 (batch norm behind residual sums); Ashkboos
+et al., "SliceGPT", section 3 (changes of a stream's basis, there by rotations).
 """
 
 from collections.abc import Callable

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.benchmarks.commit import commit
 from tests.goals import (
+    absorb,
     adapt,
     alarms,
     bench,
@@ -44,6 +45,7 @@ ROWS = (
     *parametrizations.ROWS,
     *norms.ROWS,
     *ops.ROWS,
+    *absorb.ROWS,
     *orders.ROWS,
     *schedulers.ROWS,
     *samplers.ROWS,

@@ -56,15 +56,16 @@ def compared(program: Program, module: nn.Module, *inputs: Tensor) -> None:
 # Whole models.
 
 
-def test_batch_norms_of_a_graph_transformer_vanish() -> None:
-    module = away_from_zero(GraphTransformer()).double()
+@pytest.mark.parametrize("depth", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_batch_norms_of_a_graph_transformer_vanish(depth: int) -> None:
+    module = away_from_zero(GraphTransformer(depth=depth)).double()
     kinds, positions, adjacency = graph()
     inputs = (kinds, positions.double(), adjacency.double())
     names = {name: {0: "nodes"} for name in ("kinds", "positions")}
     free = {**names, "adjacency": {0: "nodes", 1: "nodes"}}
     program = canonical(capture(module, inputs, dynamic=free))
-    assert operator_census(program.graph)[BATCH_NORM] == 8
-    after = assert_rewrites(AbsorbPostNorm(), program, before={BATCH_NORM: 8}, after={BATCH_NORM: 0}).program
+    before, gone = {BATCH_NORM: 2 * depth}, {BATCH_NORM: 0}
+    after = assert_rewrites(AbsorbPostNorm(), program, before=before, after=gone).program
     assert after.shape("positions") == ("nodes", 3)
     for nodes in (6, 9):
         kinds, positions, adjacency = graph(nodes, seed=1)
@@ -131,7 +132,7 @@ X = normal(2, 4, WIDTH)
 
 def test_every_spelling_vanishes() -> None:
     module = post_norm(*SPELLINGS)
-    absorbed(module, X, census={"aten.add.Tensor": len(SPELLINGS), "aten.sub.Tensor": 0}, **FREE)
+    absorbed(module, X, census={"aten.add.Tensor": len(SPELLINGS), "aten.sub.Tensor": 0})
 
 
 def test_a_shift_goes_into_the_writer_before_it_and_readers_keep_their_biases() -> None:
@@ -220,11 +221,19 @@ def test_sizes_are_read_of_what_is_kept() -> None:
 # Norms that stay, and what is read as it was.
 
 
+ENDS: dict[str, Any] = {
+    "live norm": lambda m, x: m.head(m.norm(x)),
+    "activation": lambda m, x: m.head(x.tanh()),
+    "output": lambda m, x: (m.head(x), x),
+}
+
+
 def test_the_scale_is_one_where_a_live_norm_or_an_activation_follows() -> None:
-    for end in (lambda m, x: m.head(m.norm(x)), lambda m, x: m.head(x.tanh()), lambda m, x: (m.head(x), x)):
-        module = post_norm("mul and add", "mul and add", end=end, norm=nn.LayerNorm(WIDTH))
-        run = absorbed(module, X, census={"aten.add.Tensor": 2})
-        assert "left" not in run.records[0].applied[0].summary
+    cases = [(post_norm("mul and add", end=end, norm=nn.LayerNorm(WIDTH)), X) for end in ENDS.values()]
+    module, inputs = together(list(cases))
+    run = absorbed(module, *inputs, census={"aten.add.Tensor": len(ENDS)})
+    assert len(run.records[0].applied) == len(ENDS)
+    assert not any("left" in one.summary for one in run.records[0].applied)
 
 
 def test_a_norm_that_writes_takes_the_scale_into_its_gain() -> None:
@@ -275,6 +284,7 @@ def shrinking(depth: int, dtype: torch.dtype) -> Written:
     return module.to(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_fires_in_every_dtype(dtype: torch.dtype) -> None:
     absorbed(post_norm("mul and add", "mul and add").to(dtype), X.to(dtype), census={"aten.add.Tensor": 2})
@@ -319,7 +329,7 @@ def outputs_agree(specs: list[AffineSpec]) -> tuple[int, int]:
 
 
 @settings(deadline=None, derandomize=True, max_examples=1, suppress_health_check=list(HealthCheck))
-@given(st.lists(AFFINE_STACKS, min_size=6, max_size=6))
+@given(st.lists(AFFINE_STACKS, min_size=3, max_size=3))
 def test_any_stack_gives_what_it_gave(specs: list[AffineSpec]) -> None:
     outputs_agree(specs)
 
