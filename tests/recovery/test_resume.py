@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from flowopt.errors import UserError
-from flowopt.recovery.distill import Progress, recover
+from flowopt.recovery.distill import recover
+from flowopt.recovery.recovered import Progress
 from flowopt.recovery.settings import RecoverySettings
 from tests.recovery.tiny_processes import run_alone, run_together, run_until_killed
 from tests.recovery.tiny_recovery import SETTINGS, recovered, tiny_data, tiny_student
