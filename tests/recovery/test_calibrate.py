@@ -169,6 +169,11 @@ def test_a_batch_norm_is_its_own_scale_and_shift() -> None:
     assert (found.score, found.massive) == (0.0, 0)
 
 
+def test_figures_of_zeros_are_finite() -> None:
+    found = fits("batch", torch.zeros(2, WIDTH, 3, dtype=torch.float64))
+    assert (found.sigma, found.massive_ratio, found.score) == (0.0, 0.0, 0.0)
+
+
 def test_a_group_norm_has_a_deviation_for_each_group() -> None:
     norm, _ = alone("group")
     x = vectors(20, 5, WIDTH).transpose(1, 2) * torch.tensor([1.0, 1, 1, 9, 9, 9]).reshape(-1, 1)
