@@ -5,9 +5,10 @@ from typing import Any
 
 from flowopt.errors import UserError
 from flowopt.pipeline.presets import PRESETS
-from flowopt.pipeline.registry import entries, pass_class
+from flowopt.pipeline.registry import entries, pass_class, pass_entry
 
 CANONICALIZE = "canonicalize-aten"
+_MEASURED_FAMILY = "swap"
 
 
 def parse_pipeline(text: str, *, skip: Iterable[str] = ()) -> list[Any]:
@@ -39,9 +40,18 @@ def ordered(items: Sequence[str], *, skip: Iterable[str] = ()) -> list[str]:
 
 
 def parse_pass(text: str) -> Any:
-    """One pass object from ``name`` or ``name:option=value:option=value``."""
+    """One pass object from ``name`` or ``name:option=value:option=value``.
+
+    Raises:
+        UserError: an unknown pass, option or value; or a pass that does nothing without measurements on data.
+    """
     name, *options = text.strip().split(":")
     cls = pass_class(name)
+    if pass_entry(name).family == _MEASURED_FAMILY:
+        raise UserError(
+            f"{name} changes the model by what is measured on data, which a pipeline does not have",
+            hint="flowopt adapt MODEL --swap-norm unified --data FILE, or --recalibrate reestimate --data FILE",
+        )
     fields = {f.name: f for f in cls.text_fields()}
     values: dict[str, Any] = {}
     for option in options:

@@ -98,6 +98,11 @@ class TestOptions:
             parse_pass(text)
         assert caught.value.exit_code == 2
 
+    def test_what_needs_measurements_points_to_adapt(self) -> None:
+        with pytest.raises(UserError, match="swap-norm changes the model by what is measured on data") as caught:
+            parse_pipeline("fold-batch-norm,swap-norm:to=power")
+        assert "flowopt adapt MODEL --swap-norm unified --data FILE" in caught.value.hint
+
     def test_the_options_that_exist_are_named(self) -> None:
         with pytest.raises(UserError) as caught:
             parse_pass("fold-batch-norm:variance=1")
