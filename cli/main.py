@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import flowopt
+from flowopt.cli.adapt import adapt
 from flowopt.cli.bench import bench
 from flowopt.cli.explain import explain
 from flowopt.cli.failure import EXIT_INTERRUPTED, EXIT_IO, described, exit_code_of
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (optimize, sampler, explain, verify, bench, inspect, passes):
+for command in (optimize, sampler, adapt, explain, verify, bench, inspect, passes):
     app.command()(command)
 
 

@@ -22,13 +22,12 @@ from typing import Any, NoReturn, final
 
 import typer
 
-from flowopt.errors import UserError
-from flowopt.formats.printable import printable
+from flowopt.cli.config_file import file_option, option_default, refuse, value_text
 from flowopt.formats.toml_file import read_toml
 from flowopt.nearest import nearest
 
 _EXAMPLE = 'solver = "heun"'
-_NOT_IN_A_FILE = ("config", "debug", "help")
+_COMMAND = "sampler"
 _TABLES = {
     "guidance": ("scale", "from", "unconditional", "channels", "order"),
     "output": ("scale", "shift", "clamp"),
@@ -66,7 +65,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     reading = _Reading(path, context)
-    for key, value in read_toml(path, "sampler", _EXAMPLE).items():
+    for key, value in read_toml(path, _COMMAND, _EXAMPLE).items():
         reading.take(key, value)
     context.default_map = reading.defaults
     context.meta[SamplerFile.__name__] = SamplerFile(
@@ -96,29 +95,12 @@ class _Reading:
         if isinstance(value, dict) and key in ("convention", "set", *_TABLES):
             getattr(self, f"_{key}_table")(value)
             return
-        known = {
-            name.removeprefix("--"): option
-            for option in self.context.command.params
-            for name in option.opts
-            if name.startswith("--") and name.removeprefix("--") not in _NOT_IN_A_FILE
-        }
-        if key not in known:
-            names = dict.fromkeys([*known, *_TABLES])
-            self._refuse(key, "is no option of flowopt sampler", nearest(key, names, otherwise="such as"))
-        option = known[key]
-        if getattr(option, "multiple", False):
-            texts = [value] if isinstance(value, str) else value
-            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-                self._refuse(key, "is not a list of texts", f'such as {key} = ["..."]')
-            if key in ("set", "unconditional"):
-                getattr(self, "settings" if key == "set" else "unconditional").extend(texts)
-            else:
-                self.defaults[str(option.name)] = texts
-            return
-        if getattr(option, "is_flag", False) != isinstance(value, bool):
-            wanted = "true or false" if getattr(option, "is_flag", False) else "a text or a number"
-            self._refuse(key, f"must be {wanted}", f"flowopt sampler --help explains --{key}")
-        self.defaults[str(option.name)] = value if isinstance(value, bool) else self._text(key, value)
+        option = file_option(self.context, self.path, _COMMAND, key, _TABLES)
+        default = option_default(option, self.path, _COMMAND, key, value)
+        if key in ("set", "unconditional"):
+            getattr(self, "settings" if key == "set" else "unconditional").extend(default)
+        else:
+            self.defaults[str(option.name)] = default
 
     def _convention_table(self, table: Mapping[str, object]) -> None:
         name = table.get("name")
@@ -166,14 +148,7 @@ class _Reading:
         return [f"{key}={self._text(f'{name}.{key}', value)}" for key, value in table.items()]
 
     def _text(self, key: str, value: object) -> str:
-        """A value as the command line has it."""
-        if isinstance(value, bool):
-            return str(value).lower()
-        if isinstance(value, (str, int, float)):
-            return str(value)
-        if isinstance(value, list) and value and all(type(one) in (int, float) for one in value):
-            return ",".join(map(str, value))
-        self._refuse(key, "must be a text, a number or a list of numbers", f"such as {_EXAMPLE}")
+        return value_text(self.path, key, value)
 
     def _refuse(self, key: str, problem: str, hint: str) -> NoReturn:
-        raise UserError(f"{self.path}: {printable(key)} {problem}", hint=hint)
+        refuse(self.path, key, problem, hint)

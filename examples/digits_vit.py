@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CLASSES = 10
-HELD_OUT = 360  # of 1797 images
+IMAGES = 1797
+HELD_OUT = 360
 
 
 class Block(nn.Module):
@@ -88,14 +89,25 @@ def train(seconds_limit: float = 60, seed: int = 0, epochs: int = 20) -> tuple[D
     images, labels = load_images()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        order = torch.randperm(len(images))
-        held_out, seen = order[:HELD_OUT], order[HELD_OUT:]
+        seen, held_out = _drawn_split()
         model = DigitsViT()
         fit(model, images[seen], labels[seen], epochs, deadline)
     model.eval()
     with torch.no_grad():
         is_right = model(images[held_out]).argmax(dim=1) == labels[held_out]
     return model, float(is_right.double().mean())
+
+
+def split(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Positions of the images that ``train`` sees with this seed, and of those that it holds out."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _drawn_split()
+
+
+def _drawn_split() -> tuple[Tensor, Tensor]:
+    order = torch.randperm(IMAGES)
+    return order[HELD_OUT:], order[:HELD_OUT]
 
 
 def fit(model: DigitsViT, images: Tensor, labels: Tensor, epochs: int, deadline: float) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flowopt.program.loading.load import load
     from flowopt.program.program import Program
     from flowopt.program.sampler_program import SamplerProgram
+    from flowopt.recovery.settings import RecoverySettings
     from flowopt.report.report import Report
     from flowopt.report.sites import Applied, Refusal
     from flowopt.report.verdict import Outcome, Verdict
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from flowopt.rewrite.edit import Edit
     from flowopt.rewrite.site import Site
     from flowopt.runtime.artifact import Artifact
+    from flowopt.workflows.adapt import AdaptResult, adapt
+    from flowopt.workflows.adapting.budget import QualityBudget
+    from flowopt.workflows.adapting.recovery_plan import RecoveryPlan
     from flowopt.workflows.bench import bench
     from flowopt.workflows.explain import explain
     from flowopt.workflows.inspect import inspect_model
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from flowopt.workflows.verify import verify
 
 _HOME = {
+    "AdaptResult": "flowopt.workflows.adapt",
     "Applied": "flowopt.report.sites",
     "Artifact": "flowopt.runtime.artifact",
     "Budget": "flowopt.rewrite.budget",
@@ -48,6 +53,9 @@ _HOME = {
     "Pipeline": "flowopt.workflows.pipelines",
     "PipelineRun": "flowopt.pipeline.runner",
     "Program": "flowopt.program.program",
+    "QualityBudget": "flowopt.workflows.adapting.budget",
+    "RecoveryPlan": "flowopt.workflows.adapting.recovery_plan",
+    "RecoverySettings": "flowopt.recovery.settings",
     "Refusal": "flowopt.report.sites",
     "Report": "flowopt.report.report",
     "RewritePass": "flowopt.rewrite.base",
@@ -56,6 +64,7 @@ _HOME = {
     "Site": "flowopt.rewrite.site",
     "Tuned": "flowopt.workflows.tuned",
     "Verdict": "flowopt.report.verdict",
+    "adapt": "flowopt.workflows.adapt",
     "bench": "flowopt.workflows.bench",
     "capture": "flowopt.program.capture",
     "explain": "flowopt.workflows.explain",
@@ -70,6 +79,7 @@ _HOME = {
 
 __version__ = "0.1.0"
 __all__ = [
+    "AdaptResult",
     "Applied",
     "Artifact",
     "Budget",
@@ -83,6 +93,9 @@ __all__ = [
     "Pipeline",
     "PipelineRun",
     "Program",
+    "QualityBudget",
+    "RecoveryPlan",
+    "RecoverySettings",
     "Refusal",
     "Report",
     "RewritePass",
@@ -91,6 +104,7 @@ __all__ = [
     "Site",
     "Tuned",
     "Verdict",
+    "adapt",
     "bench",
     "capture",
     "explain",

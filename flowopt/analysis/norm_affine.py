@@ -95,6 +95,15 @@ def affine_after(normed: fx.Node) -> NormAffine | None:
     return NormAffine(output, bare, gain, shift)
 
 
+def shift_after(normed: fx.Node) -> NormAffine | None:
+    """A shift written by hand after a value that has its gain already: ``normed + b``; None as above."""
+    addition = _single_reader(normed)
+    if addition is None or addition.target not in _ADD or addition.kwargs.get("alpha", 1) != 1:
+        return None
+    shift = feature_vector(addition, normed)
+    return None if shift is None else NormAffine(addition, normed, None, shift)
+
+
 def feature_vector(node: fx.Node, value: fx.Node) -> fx.Node | None:
     """The other operand, when it is a parameter-only vector over the last axis and changes neither shape nor dtype."""
     others = [a for a in node.args[:2] if a is not value]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from flowopt.analysis.norm_affine import LIBRARY_NORMS, affine_after, library_norm_affine
+from flowopt.analysis.norm_affine import LIBRARY_NORMS, affine_after, library_norm_affine, shift_after
 from flowopt.ir.constants import is_parameter_only
 from flowopt.ir.metadata import recorded_tensor, static_size
 
@@ -123,7 +123,7 @@ def batch_affine(parts: NormParts, constant: Callable[[fx.Node], Tensor]) -> tup
 def _live_parts(norm: fx.Node, source: fx.Node, axis: int, channels: int) -> NormParts | None:
     own = library_norm_affine(norm)
     affine: tuple[tuple[fx.Node | None, fx.Node | None], ...] = ((own.gain, own.shift),)
-    written = affine_after(norm) if norm.target in LIBRARY_NORMS else None
+    written = (affine_after(norm) or shift_after(norm)) if norm.target in LIBRARY_NORMS else None
     if written is not None:
         affine = (*affine, (written.gain, written.shift))
     if not all(vector is None or is_parameter_only(vector) for pair in affine for vector in pair):

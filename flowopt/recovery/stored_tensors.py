@@ -51,6 +51,10 @@ class StoredTensors(nn.Module):
         assert constant is not None  # every name was given a tensor
         return constant
 
+    def parameter(self, name: str) -> nn.Parameter | None:
+        """What is trained for a name, in float32 where the program stores less; None for a constant."""
+        return self._parameters.get(self._keys[name])
+
     def trained(self) -> dict[str, Tensor]:
         """Copies of the trained tensors by name, in the dtypes that are stored; a shared one is one tensor."""
         copies: dict[str, Tensor] = {}

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowopt.report.adaptation import Adaptation
 from flowopt.report.loop import LoopRecord
 from flowopt.report.passes import PassRecord
 from flowopt.report.sites import Refusal
@@ -31,6 +32,7 @@ class Report:
         source: what was optimized.
         source_sha256: digest of the file that it is; None where it is no file.
         loop: of a folded sampler; None for a model without a loop of its own.
+        adaptation: of an adapted model: what was changed approximately before the passes, and what it cost; else None.
         trust: what that file was allowed to do: ``data``, ``weights`` or ``code``.
         passes: one record per pass, in order.
         pipeline: those passes in text form, whatever form they were given in: ``--passes`` takes it again.
@@ -62,6 +64,7 @@ class Report:
     trust: str | None = None
     pipeline: str = ""
     loop: LoopRecord | None = None
+    adaptation: Adaptation | None = None
     schema_version: int = SCHEMA_VERSION
 
     def refusals(self, name: str | None = None) -> tuple[Refusal, ...]:

@@ -15,6 +15,7 @@ CODES: Final[dict[str, str]] = {
     "mask-may-hide-a-row": "a mask may leave nothing to attend to, and such a row gives zeros",
     "missing-metadata": "a node carries no recorded shape or dtype, and flowopt does not guess",
     "mixed-norm": "the residual stream is read by norms of different kinds",
+    "mixed-scale": "values that are added would need different scales",
     "multiple-readers": "the value is read elsewhere too",
     "no-affine": "the norm has no gain and no shift: there is nothing to fold",
     "no-bias": "the layer has no bias: there is nothing to fold",

@@ -14,6 +14,7 @@ from flowopt.pipeline.presets import DEFAULT_PRESET
 from flowopt.pipeline.registry import pass_class
 from flowopt.pipeline.runner import PipelineRun
 from flowopt.program.program import Program
+from flowopt.report.adaptation import Adaptation
 from flowopt.report.passes import PassRecord
 from flowopt.report.report import Report
 from flowopt.report.to_json import to_json
@@ -71,6 +72,7 @@ def optimize(
     level: Level = "quick",
     case_budget: float = DEFAULT_BUDGET_TFLOP,
     tuned: str | Path | Tuned | None = None,
+    adaptation: Adaptation | None = None,
     on_progress: Progress = lambda _: None,
 ) -> OptimizeResult:
     """Rewrite a program, lower it, and prove both against the original.
@@ -92,6 +94,7 @@ def optimize(
         level: ``quick``, or ``full``: the whole battery of inputs, stressed weights, the lowered file's behaviour.
         case_budget: in TFLOP; a case that costs the original more is skipped and named.
         tuned: measured choices, or the file that holds them; passes follow them in place of their cost models.
+        adaptation: how ``program`` was made of another model, for the report.
         on_progress: gets one line per step.
 
     Raises:
@@ -123,7 +126,7 @@ def optimize(
     evidence, run = rewritten(program, pipeline, checks)
     _require_applied(run.records, require or {})
     verdict = verdict_of_program(program, run, evidence, checks)
-    settings = _Settings(program, run, wanted_target, pipeline.text(), choices)
+    settings = _Settings(program, run, wanted_target, pipeline.text(), choices, adaptation)
     if dry_run or not (verdict or verdict.outcome is Outcome.NOT_VERIFIED):
         report = settings.report("dry-run" if dry_run else verdict.outcome.value, None)
         if least is not None and (verdict or verdict.outcome is Outcome.NOT_VERIFIED):
@@ -132,7 +135,7 @@ def optimize(
     path = Path(folder) if folder is not None else default_folder(program)
 
     def accepted(done: LoweredRun) -> str:
-        made = settings.report(_outcome(wanted_target, done, run.records, is_verified=evidence is not None), done)
+        made = settings.report(settings.outcome(done, is_verified=evidence is not None), done)
         if least is not None:
             least.require_met(made)
         return to_json(made)
@@ -146,7 +149,7 @@ def optimize(
         level=level,
         on_progress=on_progress,
     )
-    outcome = _outcome(wanted_target, lowered, run.records, is_verified=evidence is not None)
+    outcome = settings.outcome(lowered, is_verified=evidence is not None)
     report = settings.report(outcome, lowered)
     # Not `or`: a verdict that found a difference is falsy.
     decisive = NOT_VERIFIED if lowered.decisive is None else with_budgets(lowered.decisive, run.records)
@@ -184,6 +187,12 @@ class _Settings:
     target: Target
     pipeline: str
     tuned: Tuned | None
+    adaptation: Adaptation | None
+
+    def outcome(self, lowered: LoweredRun, *, is_verified: bool) -> str:
+        """Of the whole; a model that was adapted beforehand is no more than an approximation of its original."""
+        found = _outcome(self.target, lowered, self.run.records, is_verified=is_verified)
+        return "approximate" if found == "verified" and self.adaptation is not None else found
 
     def report(self, outcome: str, lowered: LoweredRun | None) -> Report:
         reverted = tuple(f"{r.name} was reverted: {r.reason}" for r in self.run.records if r.outcome == "reverted")
@@ -204,6 +213,7 @@ class _Settings:
             versions=versions(),
             source_sha256=self.original.provenance.sha256,
             trust=self.original.provenance.trust,
+            adaptation=self.adaptation,
         )
 
     def _of_choices(self) -> Iterator[str]:

@@ -49,6 +49,18 @@ def test_a_written_gain_and_shift_belong_to_the_norm() -> None:
     assert (site.kind, site.source, site.name, site.axis, site.subtracts_mean) == (NormKind.RMS, "x", "add", 2, False)
 
 
+def test_a_shift_that_is_written_behind_the_gain_belongs_to_the_norm() -> None:
+    module = Written(lambda m, x: m.norm(x) + m.shift, norm=nn.RMSNorm(6), shift=nn.Parameter(torch.ones(6)))
+    program = written(module, normal(2, 5, 6))
+    (site,) = norm_sites(program)
+    assert (site.kind, site.source, site.name) == (NormKind.RMS, "x", "add")
+    parts = norm_parts(program.node("rms_norm"))
+    assert parts is not None
+    gain, shift = gain_and_shift(parts, program.constant)
+    assert torch.equal(gain, program.tensors["norm.weight"].double())
+    assert torch.equal(shift, program.tensors["shift"].double())
+
+
 def test_gains_of_the_operator_and_behind_it_multiply() -> None:
     module = Written(
         lambda m, x: m.norm(x) * m.gain + m.shift,

@@ -28,6 +28,7 @@ from tests.goals import (
     samplers,
     schedulers,
     spine,
+    swaps,
     tvm,
     verification,
 )
@@ -49,6 +50,7 @@ ROWS = (
     *tvm.ROWS,
     *bench.ROWS,
     *adapt.ROWS,
+    *swaps.ROWS,
 )
 _ROOT = Path(__file__).resolve().parents[2]
 _CACHE = _ROOT / ".goals.json"

@@ -13,7 +13,7 @@ from flowopt.errors import FlowoptError, MissingDependency, ModelNotFound, UserE
 IMPORTED_NAME: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def imported_function(text: str, returns: str, brief: str) -> Callable[[], Any]:
+def imported_function(text: str, returns: str, brief: str) -> Callable[..., Any]:
     """The function that ``package.module:function`` names. The current folder is searched too, as ``python -m`` does.
 
     Args:
@@ -39,7 +39,7 @@ def imported_function(text: str, returns: str, brief: str) -> Callable[[], Any]:
         ) from error
     finally:
         sys.path.remove("")
-    found: Callable[[], Any] | None = getattr(module, name, None)
+    found: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(found):
         raise ModelNotFound(f"module {module_name!r} has no function {name!r}", hint=f"it must return {returns}")
     return found

@@ -1,0 +1,214 @@
+"""``flowopt adapt``: change a trained model approximately, win back what that cost, and say what is left of it."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowopt.cli.adapt_options import (
+    BatchSize,
+    Calibration,
+    Checkpoint,
+    Config,
+    DataOption,
+    Force,
+    HeldOut,
+    LearningRate,
+    Loss,
+    MaxDrop,
+    MetricOption,
+    MinAgreement,
+    MinCosine,
+    Minutes,
+    Most,
+    Norms,
+    NoTiming,
+    OptimizerOption,
+    Output,
+    Padding,
+    Recalibrate,
+    Recover,
+    Resume,
+    ScheduleOption,
+    Steps,
+    SwapNorm,
+    TargetWeight,
+    Threshold,
+)
+from flowopt.cli.json_file import STDOUT, require_writable, write_json
+from flowopt.cli.loading import load_model, load_options
+from flowopt.cli.options import (
+    Arch,
+    Debug,
+    Dynamic,
+    Eval,
+    Factory,
+    Inputs,
+    Json,
+    Limit,
+    Model,
+    Seed,
+    Shape,
+    Target,
+    TrustOption,
+)
+from flowopt.errors import UserError
+
+EXIT_OVER_BUDGET = 1
+
+
+def adapt(
+    model: Model,
+    swap_norm: SwapNorm = None,
+    recalibrate: Recalibrate = None,
+    data: DataOption = None,
+    held_out: HeldOut = "0.1",
+    norms: Norms = "all",
+    threshold: Threshold = 0.3,
+    force: Force = False,
+    padding: Padding = "auto",
+    calibration: Calibration = 16,
+    recover: Recover = "ridge,distill",
+    steps: Steps = 500,
+    minutes: Minutes = None,
+    lr: LearningRate = 3e-4,
+    optimizer: OptimizerOption = "adamw",
+    loss: Loss = "mse",
+    schedule: ScheduleOption = "all",
+    output: Output = None,
+    metric: MetricOption = None,
+    min_cosine: MinCosine = None,
+    min_agreement: MinAgreement = None,
+    max_drop: MaxDrop = None,
+    target_weight: TargetWeight = 0.5,
+    batch_size: BatchSize = None,
+    most: Most = None,
+    checkpoint: Checkpoint = None,
+    resume: Resume = False,
+    target: Target = "cpu",
+    arch: Arch = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="DIR", show_default=False, help="The artifact's; else <name>.flowopt."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge the norms and stop; nothing is changed.")] = False,
+    no_timing: NoTiming = False,
+    config: Config = None,
+    eval_mode: Eval = False,
+    dynamic: Dynamic = None,
+    shape: Shape = None,
+    inputs: Inputs = None,
+    factory: Factory = None,
+    trust: TrustOption = "data",
+    limit: Limit = None,
+    seed: Seed = 0,
+    json: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Swap a trained model's norms, or recalibrate them, and recover its quality.
+
+    This changes what the model computes. Norms are judged on your data first; those that a fixed scale stands in for
+    are replaced, the model is trained to agree with its original, the scales are frozen and folded into its layers, and
+    the artifact's report says how far it is from the original on data that recovery never saw. --dry-run stops after
+    the judgement.
+
+    Exit codes: 0 adapted, 1 beyond the budget of --min-cosine, --min-agreement or --max-drop (nothing is written) or a
+    loss that diverged; the others are those of flowopt optimize.
+
+    \b
+    Examples:
+      flowopt adapt vit.pt2 --swap-norm unified --data images.npz --dry-run
+      flowopt adapt vit.pt2 --swap-norm unified --data images.npz --metric accuracy:labels --max-drop 0.005 -o out
+      flowopt adapt bert.pt2 --swap-norm power --norms best:6 --data my.texts:batches --minutes 30 --checkpoint state
+      flowopt adapt cnn.pt2 --recalibrate select --data shifted.npz --metric accuracy:labels -o out
+      torchrun --nproc-per-node 2 -m flowopt.cli.main adapt vit.pt2 --config adapt.toml
+
+    \b
+    A file, adapt.toml:
+      swap-norm = "unified"
+      data = "images.npz"
+      steps = 1000
+      output = ["logits"]
+    """
+    if (swap_norm is None) == (recalibrate is None):
+        raise UserError("adapt does one thing: --swap-norm or --recalibrate", hint="--swap-norm unified --data FILE")
+    if data is None:
+        raise UserError("there is no data to measure and to train on", hint="--data images.npz, arrays by input name")
+    options = load_options(trust, eval_mode, dynamic, factory, shape, inputs, limit)
+    require_writable(json)
+
+    from flowopt.cli.render import progress
+    from flowopt.cli.render_adaptation import render_adaptation
+    from flowopt.lowering.staging import Staging
+    from flowopt.lowering.targets import target as target_named
+    from flowopt.report.to_json import plain, to_json
+    from flowopt.workflows.adapt import adapt as run
+    from flowopt.workflows.adapting.budget import QualityBudget
+    from flowopt.workflows.adapting.recovery_plan import RecoveryPlan
+    from flowopt.workflows.optimize import default_folder
+
+    target_named(target, arch)
+    budget = QualityBudget(min_cosine, min_agreement, max_drop)
+    plan = RecoveryPlan.of(
+        recover,
+        steps=steps,
+        minutes=minutes,
+        lr=lr,
+        optimizer=optimizer,
+        loss=loss,
+        schedule=schedule,
+        checkpoint=checkpoint,
+        resume=resume,
+    )
+    with progress() as show:
+        show(f"loading {model}")
+        program = load_model(model, options)
+        folder = out if out is not None else default_folder(program)
+        if not dry_run:
+            with Staging(folder):
+                pass
+        result = run(
+            program,
+            swap_norm=swap_norm,
+            recalibrate=recalibrate,
+            data=data,
+            held_out=_share_or_file(held_out),
+            batch_size=batch_size,
+            most=most,
+            norms=norms,
+            threshold=threshold,
+            force=force,
+            padding=padding,
+            calibration=calibration,
+            recovery=plan,
+            outputs=output or (),
+            metric=metric,
+            budget=budget,
+            target_weight=target_weight,
+            target=target,
+            arch=arch,
+            folder=folder,
+            dry_run=dry_run,
+            timing=not no_timing,
+            seed=seed,
+            on_progress=show,
+        )
+    # Under torchrun the first process says it all.
+    if os.environ.get("RANK", "0") != "0":
+        raise typer.Exit(0)
+    code = EXIT_OVER_BUDGET if result.adaptation.broken else 0
+    written = result.artifact.folder if result.artifact is not None else None
+    if json is not None:
+        made = {"adaptation": plain(result.adaptation)} if result.report is None else plain(result.report)
+        write_json(json, to_json(made | {"artifact": str(written) if written else None, "exit_code": code}))
+    if json != STDOUT:
+        render_adaptation(result.adaptation, result.report, model, written)
+    raise typer.Exit(code)
+
+
+def _share_or_file(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

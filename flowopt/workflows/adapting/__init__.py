@@ -1,0 +1,1 @@
+"""The steps of ``adapt``: judge, choose, swap, recover, compare."""

@@ -1,0 +1,58 @@
+"""Limits that a user sets on what adaptation may cost, measured on held-out data."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flowopt.errors import UserError
+from flowopt.report.adaptation import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class QualityBudget:
+    """What the adapted model may cost; what is set must hold for every output that counts.
+
+    Attributes:
+        min_cosine: smallest mean cosine similarity of output rows with the original's.
+        min_agreement: smallest share of rows whose largest element stays where it was, 0 to 1.
+        max_drop: by how much the user's metric may fall below the original's, in the metric's own unit.
+    """
+
+    min_cosine: float | None = None
+    min_agreement: float | None = None
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("min_cosine", "min_agreement"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"{name}={value} is a number from 0 to 1", hint="such as 0.99")
+        if self.max_drop is not None and not (self.max_drop >= 0 and math.isfinite(self.max_drop)):
+            raise UserError(f"max_drop={self.max_drop} is a number from 0", hint="such as 0.005")
+
+    def limits(self) -> Mapping[str, float]:
+        """Those that are set, by name."""
+        named = {"min_cosine": self.min_cosine, "min_agreement": self.min_agreement, "max_drop": self.max_drop}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def broken(self, stage: Stage, original_metric: float | None) -> tuple[str, ...]:
+        """What a stage does not keep, in words.
+
+        Raises:
+            UserError: a limit on the metric, and there is none.
+        """
+        said: list[str] = []
+        for one in stage.agreement:
+            # Not "<": a NaN keeps no limit.
+            if self.min_cosine is not None and not one.cosine >= self.min_cosine:
+                said.append(f"{one.output}: mean cosine {one.cosine:.4f}, {self.min_cosine:g} is the least")
+            if self.min_agreement is not None and one.top1 is not None and not one.top1 >= self.min_agreement:
+                said.append(f"{one.output}: top-1 agreement {one.top1:.2%}, {self.min_agreement:.2%} is the least")
+        if self.max_drop is None:
+            return tuple(said)
+        if stage.metric is None or original_metric is None:
+            raise UserError("max_drop limits a metric, and none was given", hint="--metric accuracy:labels")
+        drop = original_metric - stage.metric
+        if not drop <= self.max_drop:
+            said.append(f"the metric fell by {drop:.4g}, {self.max_drop:g} is the most")
+        return tuple(said)

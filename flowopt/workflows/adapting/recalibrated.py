@@ -1,0 +1,124 @@
+"""Adaptation of batch norms to shifted data: new statistics, which fold away as the old ones would have."""
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, final
+
+from torch import Tensor
+
+from flowopt.analysis.channel_statistics import ChannelStatistics
+from flowopt.errors import InternalError, UserError
+from flowopt.passes.swap.recalibrate_batch_norm import RecalibrateBatchNorm
+from flowopt.pipeline.runner import run_passes
+from flowopt.program.program import Program
+from flowopt.recovery.data.data import Data
+from flowopt.recovery.recalibrate import alpha, reestimate
+from flowopt.recovery.select_statistics import Runner, Selection, selected
+from flowopt.report.adaptation import Adaptation, Stage
+from flowopt.workflows.adapting.agreement import Metric, Outputs, measured_agreement
+from flowopt.workflows.pipelines import Pipeline
+
+RECALIBRATIONS: Final = ("reestimate", "alpha-bn", "select")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Recalibrating:
+    """One recalibration; attributes as the arguments of ``flowopt.adapt``.
+
+    Attributes:
+        way: ``reestimate``, ``alpha-bn`` or ``select``.
+        calibration: number of batches that are measured.
+    """
+
+    program: Program
+    data: Data
+    way: str
+    target_weight: float
+    calibration: int
+    outputs: Collection[str]
+    metric: Metric | None
+    seed: int
+    on_progress: Callable[[str], None]
+
+    def run(self, *, dry_run: bool) -> tuple[Program, Adaptation]:
+        """Measure, choose, and store the new statistics; a dry run measures what there would be to choose from.
+
+        Raises:
+            UserError: no batch norm, or data that does not fit.
+        """
+        prepared = Pipeline(["canonicalize-aten"]).run(self.program, verify="each", seed=self.seed).program
+        started = time.perf_counter()
+        statistics, tried, note = self._statistics(prepared)
+        said = Adaptation(
+            method=f"recalibrate-batch-norm by {self.way}",
+            data="",
+            held_out=0,
+            norms=(),
+            settings={"target_weight": self.target_weight, "calibration": self.calibration, "seed": self.seed},
+            tried=tried,
+            notes=(note,),
+        )
+        if dry_run:
+            return prepared, said
+        run = run_passes(prepared, [RecalibrateBatchNorm(statistics=statistics)])
+        (record,) = run.records
+        if len(record.applied) != len(statistics):
+            first = next(iter(record.refused), None)
+            raise InternalError(f"{len(record.applied)} of {len(statistics)} batch norms were recalibrated: {first}")
+        original = self._measured("original", prepared, prepared, 0.0)
+        seconds = time.perf_counter() - started
+        stage = self._measured(self.way, run.program, prepared, seconds)
+        return run.program, replace(said, stages=(stage,), original_metric=original.metric)
+
+    def _statistics(self, program: Program) -> tuple[Mapping[str, ChannelStatistics], dict[str, float], str]:
+        """The new statistics by norm, what else was tried, and what was done in words."""
+        batches = [batch.inputs for batch in self.data.calibration(self.calibration)]
+        weight = 1.0 if self.way == "reestimate" else self.target_weight
+        if self.way != "select":
+            found = reestimate(program, batches, target_weight=weight, on_progress=self.on_progress)
+            mixed = alpha(program, found, weight)
+            return mixed, {}, f"{len(mixed)} batch norms; the data's statistics have the weight {weight:g}"
+        selection = self._selected(program, batches)
+        figures = {trial.name: trial.figure for trial in selection.trials}
+        by = "the metric on calibration batches" if self.metric is not None else "the mean entropy of predictions"
+        return selection.chosen.statistics, figures, f"{selection.chosen.name}, chosen by {by}"
+
+    def _selected(self, program: Program, batches: list[Mapping[str, Tensor]]) -> Selection:
+        if self.metric is None:
+            (output, *others) = self.outputs
+            if others:
+                raise UserError(
+                    f"predictions of which of the outputs {output}, {', '.join(others)}?",
+                    hint=f"--output {output}, or a metric",
+                )
+            return selected(program, batches, output=output, class_axis=-1, on_progress=self.on_progress)
+
+        def measure(run: Runner) -> float:
+            found = measured_agreement(
+                run,
+                lambda given: _outputs(program, given),
+                self.data.calibration(self.calibration),
+                outputs=(),
+                metric=self.metric,
+            ).metric
+            assert found is not None, "there is a metric"
+            return found
+
+        return selected(program, batches, measure, on_progress=self.on_progress)
+
+    def _measured(self, name: str, candidate: Program, original: Program, seconds: float) -> Stage:
+        self.on_progress(f"measuring: {name}")
+        found = measured_agreement(
+            lambda given: _outputs(candidate, given),
+            lambda given: _outputs(original, given),
+            self.data.held_out(),
+            outputs=self.outputs,
+            metric=self.metric,
+        )
+        return Stage(name, found.agreement, found.metric, seconds)
+
+
+def _outputs(program: Program, given: Mapping[str, Tensor]) -> Outputs:
+    return program.run_named(program.bind((), given))

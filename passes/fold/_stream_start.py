@@ -1,0 +1,119 @@
+"""Where the scale of a residual stream is one, and whether scales and parameters stay in the range of their dtype."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from math import log2
+from typing import Final
+
+import torch
+from torch import Tensor, fx
+
+from flowopt.analysis.affine_streams import AffineStream
+from flowopt.analysis.channel_steps import scale_and_shift
+from flowopt.ir.metadata import module_path, recorded_tensor
+from flowopt.passes.fold._rescaled_stream import Readers, Rescaled, replaced_tensors
+from flowopt.passes.fold._stream_factors import Factors, ObstacleError
+from flowopt.passes.fold._stream_layers import Kind, kind_of
+
+# Of a dtype's range of exponents. What is left is for the values themselves: 2^4 in float16, 2^38 in float32.
+_SHARE: Final = 0.7
+
+
+def start_of(stream: AffineStream, found: Factors, readers: Readers) -> tuple[fx.Node, bool]:
+    """The value whose scale is one, and whether another scale would do as well.
+
+    Raises:
+        ObstacleError: values that cannot be scaled are tied to different scales.
+    """
+    computed = [node for node in stream.writers if kind_of(node, stream.axes[node]) is Kind.COMPUTED]
+    group = found.group
+    for node in computed[1:]:
+        if group[node] is not group[computed[0]]:
+            message = f"{node.name} ({node.target}) and {computed[0].name} are no layers, and are scaled differently"
+            raise ObstacleError("not-linear-writer", message, node)
+    fixed = computed[:1] or [value for _, value in readers.taps][:1]
+    for node, value in readers.taps:
+        if group[value] is not group[fixed[0]]:
+            what = "is an output of the model" if node.op == "output" else f"is read by {described(node)}"
+            message = f"{value.name}, of the stream, {what}, and is scaled otherwise than {fixed[0].name} must be"
+            raise ObstacleError("stream-tapped", message, value if node.op == "output" else node)
+    if fixed:
+        return fixed[0], False
+    most = Counter(group[value] for value in dict.fromkeys(value for _, value in readers.norms)).most_common(1)
+    return (most[0][0], False) if most else (next(iter(stream.axes)), True)
+
+
+def exponents_of(stream: AffineStream, found: Factors, start: fx.Node, *, is_free: bool) -> tuple[int, ...]:
+    """Powers of two, one for every channel, that keep all scales in range; empty where none is needed.
+
+    Args:
+        stream: the stream.
+        found: its scales.
+        start: the value whose scale they are.
+        is_free: whether it may have another scale than one.
+
+    Raises:
+        ObstacleError: scales leave the range of the narrowest dtype of the stream.
+    """
+    limits = min((torch.finfo(dtype) for dtype in _dtypes(stream)), key=_reach)
+    allowed = _SHARE * _reach(limits)
+    reached = torch.stack([(factor / found.of(start)).abs().log2() for factor in found.factor.values()])
+    low, high = reached.amin(0), reached.amax(0)
+    if max(float(-low.min()), float(high.max())) <= allowed:
+        return ()
+    exponents = torch.round(-(low + high) / 2) if is_free else torch.zeros_like(low)
+    worst = max(float(-(low + exponents).min()), float((high + exponents).max()))
+    if worst <= allowed:
+        return tuple(int(e) for e in exponents)
+    message = f"a channel's scale would reach 2^{worst:.0f} or its inverse; {limits.dtype} takes 2^{allowed:.0f}"
+    raise ObstacleError("extreme-scale", message)
+
+
+def unshifted_steps(stream: AffineStream, constant: Callable[[fx.Node], Tensor]) -> tuple[fx.Node, ...]:
+    """The values of those steps whose shift is zero in every channel."""
+    shifts = ((value, scale_and_shift(step, constant, stream.size)[1]) for value, step in stream.steps.items())
+    return tuple(value for value, shift in shifts if shift is not None and not bool(shift.any()))
+
+
+def require_in_range(found: Rescaled, constant: Callable[[fx.Node], Tensor]) -> None:
+    """Refuse parameters that would overflow their dtype, or lose digits that they have.
+
+    Raises:
+        ObstacleError: with the first such.
+    """
+    for user, node, new, old in replaced_tensors(found, constant):
+        recorded = recorded_tensor(user if node is None else node)
+        assert recorded is not None  # it is an operator or a stored tensor
+        limits = torch.finfo(recorded.dtype)
+        if not bool((new.abs() <= limits.max).all()):
+            raise ObstacleError("extreme-scale", f"a parameter of {user.name} would exceed {limits.max:.3g}", user)
+        # Below the smallest normal number digits are lost; beside larger weights of the same row or column they do not
+        # matter.
+        if old is not None and any(
+            bool(((before >= limits.tiny) & (after < limits.tiny)).any())
+            for before, after in zip(_largest(old), _largest(new), strict=True)
+        ):
+            message = f"parameters of {user.name} would be below {limits.tiny:.3g} and lose digits"
+            raise ObstacleError("extreme-scale", message, user)
+
+
+def described(node: fx.Node) -> str:
+    """A node for people: name, operator and module."""
+    path = module_path(node)
+    return f"{node.name} ({node.target}{f' in {path}' if path else ''})"
+
+
+def _dtypes(stream: AffineStream) -> Iterable[torch.dtype]:
+    return {recorded.dtype for node in stream.axes if (recorded := recorded_tensor(node)) is not None}
+
+
+def _reach(limits: torch.finfo) -> float:
+    """The exponent, positive or negative, up to which every number is normal."""
+    return min(log2(limits.max), -log2(limits.tiny))
+
+
+def _largest(parameter: Tensor) -> list[Tensor]:
+    """The largest magnitude of each row and of each column, or of a vector."""
+    if parameter.dim() < 2:
+        return [parameter.abs().amax()]
+    return [parameter.abs().flatten(1).amax(1), parameter.abs().transpose(0, 1).flatten(1).amax(1)]
