@@ -6,79 +6,35 @@ data are evaluated in eval mode with every norm swapped, whatever is in place at
 Source: Hinton et al., arXiv:1503.02531, for the loss on logits; Romero et al., arXiv:1412.6550, for that on features.
 """
 
-import math
 import time
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
-from torch import nn
 
-from flowopt.errors import Diverged, UserError
+from flowopt.errors import UserError
 from flowopt.program.program import Program
 from flowopt.recovery.batches import endless
 from flowopt.recovery.checkpoint import read_checkpoint, write_checkpoint
+from flowopt.recovery.convergence import require_convergence, require_finite
 from flowopt.recovery.data.batch import Batch
 from flowopt.recovery.data.data import Data
 from flowopt.recovery.distributed import (
-    copy_from_first,
+    averaged,
     is_true_anywhere,
     mean_over_ranks,
     process_group,
     rank,
-    world_size,
 )
 from flowopt.recovery.identity import identity_of, require_same
 from flowopt.recovery.objective import Objective
 from flowopt.recovery.optimizers import clip_gradients, learning_rate, optimizer_of, step_of
+from flowopt.recovery.recovered import Progress, Recovered, Stopped
 from flowopt.recovery.run_state import Evaluation, RunState, checkpoint_of, restore, snapshot
 from flowopt.recovery.schedule import SwapSchedule
 from flowopt.recovery.settings import RecoverySettings
 from flowopt.recovery.trainable import Trainable, device_of, trained_parameters
-
-# One bad batch is no divergence: so many training losses in a row have to be too large.
-_IN_A_ROW = 5
-
-Stopped = Literal["steps", "patience", "time"]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One trained step. ``held_out`` is set where it was followed by an evaluation."""
-
-    step: int
-    steps: int
-    loss: float
-    learning_rate: float
-    swapped: int
-    seconds: float
-    held_out: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """What a recovery reached.
-
-    Attributes:
-        steps: that were trained.
-        stopped: why it ended.
-        start_loss: on held-out data, before training.
-        best_loss: of the state that the student was left in.
-        best_step: after which it was found; 0 where training made nothing better.
-        history: every evaluation.
-        seconds: over all runs.
-    """
-
-    steps: int
-    stopped: Stopped
-    start_loss: float
-    best_loss: float
-    best_step: int
-    history: tuple[Evaluation, ...]
-    seconds: float
 
 
 def _silent(progress: Progress) -> None:
@@ -166,7 +122,7 @@ class _Run:
             require_same(checkpoint, found.facts["identity"], self._identity)
             self.state = restore(found, student, self._optimizer)
         self._before = self.state.seconds
-        self._shared_objective = _averaging(self._objective)
+        self._shared_objective = averaged(self._objective)
 
     def trained(self) -> Stopped:
         """Train to the end."""
@@ -194,13 +150,12 @@ class _Run:
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._shared_objective(batch.inputs, batch.extra)
         value = float(mean_over_ranks(loss))
-        self._require_convergence(value)
+        if self._schedule.is_complete(state.step):
+            require_convergence(state, settings, value, self._objective.noise)
+        require_finite(state, settings, value, f"the loss at step {state.step + 1}")
         loss.backward()
         norm = clip_gradients(trained_parameters(self.student), settings.clip)
-        if not math.isfinite(norm):
-            raise self._diverged(
-                f"the gradients are not finite at step {state.step + 1}, where the loss is {value:.4g}"
-            )
+        require_finite(state, settings, norm, f"the norm of the gradients at step {state.step + 1}")
         step_of(self._optimizer)
         state.step += 1
         state.losses.append(value)
@@ -222,13 +177,13 @@ class _Run:
         if count == 0:
             raise UserError("there are no held-out data to judge by", hint="hold a part of the data out")
         loss = total / count
-        if not math.isfinite(loss):
-            raise self._diverged(f"the loss on held-out data is {loss} after {state.step} steps")
+        require_finite(state, self.settings, loss, f"the loss on held-out data after {state.step} steps")
         training = sum(state.losses) / len(state.losses) if state.losses else None
         is_best = not state.history or loss < state.best_loss
         state.history.append(Evaluation(state.step, training, loss))
         state.losses.clear()
-        state.stale = 0 if is_best else state.stale + 1
+        # Until the last norm is in place, what is trained is not yet the model that is judged.
+        state.stale = state.stale + 1 if not is_best and self._schedule.is_complete(state.step) else 0
         if is_best:
             state.best_step, state.best = state.step, snapshot(self.student)
         state.seconds = self._before + time.monotonic() - self._began
@@ -241,9 +196,7 @@ class _Run:
         state, settings = self.state, self.settings
         if state.step >= settings.steps:
             return "steps"
-        # Until the last norm is in place, training has not begun on the model that is judged.
-        is_stale = 0 < settings.patience <= state.stale and self._schedule.is_complete(state.step)
-        if is_stale:
+        if 0 < settings.patience <= state.stale:
             return "patience"
         limit = settings.time_limit_seconds
         if limit is None or state.step == 0:
@@ -254,42 +207,3 @@ class _Run:
         if state.history[-1].step != state.step:
             self._evaluate()
         return "time"
-
-    def _require_convergence(self, loss: float) -> None:
-        state, step = self.state, self.state.step + 1
-        if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss} at step {step}")
-        if not self._schedule.is_complete(state.step):
-            return
-        state.last = [*state.last, loss][-_IN_A_ROW:]
-        start = max(state.history[0].held_out, self._objective.noise)
-        if len(state.last) == _IN_A_ROW and min(state.last) > self.settings.divergence * start:
-            times = min(state.last) / start
-            raise self._diverged(f"the loss is {loss:.4g} at step {step}, {times:.0f} times that of the start")
-
-    def _diverged(self, message: str) -> Diverged:
-        held_out = self.state.history[0].held_out if self.state.history else None
-        rate = self.settings.learning_rate
-        return Diverged(
-            message,
-            why="" if held_out is None else f"it was {held_out:.4g} on held-out data before training",
-            hint=f"a smaller learning rate, such as {rate / 3:.2g} instead of {rate:.2g}\n"
-            "fewer norms: leave out those with the largest scores\n"
-            "the schedule one-at-a-time",
-        )
-
-
-def _averaging(objective: Objective) -> nn.Module:
-    """The objective, around which gradients are averaged over the processes, if there are several.
-
-    The loss is inside of what is wrapped, and the only thing that comes out: an output that no loss reads would
-    otherwise leave gradients to wait for.
-    """
-    if world_size() == 1:
-        return objective
-    copy_from_first(objective.student.state_dict().values())
-    with warnings.catch_warnings():
-        # Newer releases of torch call the argument otherwise, older ones know no other name.
-        warnings.simplefilter("ignore", FutureWarning)
-        # What is not yet swapped has no gradients; statistics of the leaves stay the same everywhere by themselves.
-        return nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)

@@ -5,11 +5,12 @@ therefore averaged over the processes, and gradients, which are averaged too, be
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 
 @contextlib.contextmanager
@@ -59,11 +60,21 @@ def is_true_anywhere(fact: bool, device: torch.device) -> bool:
     return bool(found.item())
 
 
-def copy_from_first(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors with those of the first process: calibration may have rounded differently elsewhere."""
-    if world_size() > 1:
-        for tensor in tensors:
-            distributed.broadcast(tensor, 0)
+def averaged(objective: nn.Module) -> nn.Module:
+    """A module that gives a loss, around which gradients are averaged over the processes, if there are several.
+
+    They start from the tensors of the first: calibration may have rounded differently elsewhere. The loss has to be all
+    that comes out: an output that no loss reads would leave gradients to wait for.
+    """
+    if world_size() == 1:
+        return objective
+    for tensor in objective.state_dict().values():
+        distributed.broadcast(tensor, 0)
+    with warnings.catch_warnings():
+        # Newer releases of torch call the argument otherwise, older ones know no other name.
+        warnings.simplefilter("ignore", FutureWarning)
+        # What is not yet swapped has no gradients; statistics of leaves stay the same everywhere by themselves.
+        return nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)
 
 
 def _is_joined() -> bool:

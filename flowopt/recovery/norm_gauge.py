@@ -16,6 +16,7 @@ Constant = Callable[[fx.Node], Tensor]
 Init = Literal["frozen-sigma", "least-squares"]
 # A variance that is smaller beside the mean square is what float64 leaves of a constant.
 _CONSTANT = 1e-12
+_TINY = torch.finfo(torch.float64).tiny
 
 
 @final
@@ -83,16 +84,17 @@ class NormGauge:
         kept = torch.ones_like(all_of_them, dtype=torch.bool) if self.limits is None else all_of_them <= self.limits
         count = kept.sum(0)
         first, second = (torch.where(kept, all_of_them**power, 0.0).sum(0) / count for power in (1, 2))
-        sigmas = second / first
+        # Without epsilon zeros have no deviation: 0 then, not 0 / 0.
+        sigmas = second / first.clamp_min(_TINY)
         live = self.parts.kind is not NormKind.BATCH
         scale, shift = self._affine(init, sigmas, constant) if live else batch_affine(self.parts, constant)
-        median = all_of_them.median(0).values.clamp_min(torch.finfo(torch.float64).tiny)
+        median = all_of_them.median(0).values.clamp_min(_TINY)
         return NormFit(
             site=self.parts.output.name,
             tokens=int(count.sum()),
             massive=int((~kept).sum()),
             # CV^2 / (1 + CV^2) is 1 - E[s]^2 / E[s^2]; groups have scales of their own.
-            score=float((1.0 - first.square() / second).clamp_min(0.0).mean().sqrt()) if live else 0.0,
+            score=float((1.0 - first.square() / second.clamp_min(_TINY)).clamp_min(0.0).mean().sqrt()) if live else 0.0,
             massive_ratio=float((all_of_them.amax(0) / median).max()),
             sigma=float(sigmas.mean()),
             mean_square=self._moments.mean_square_x,

@@ -39,7 +39,7 @@ class RunState:
         history: evaluations so far, the first before any training.
         best_step: of the best evaluation.
         best: the student's state then.
-        stale: evaluations since then.
+        stale: evaluations since then, with every norm swapped in training, too.
     """
 
     step: int = 0

@@ -150,6 +150,16 @@ def test_frozen_sigma_of_a_centred_layer_norm_is_gain_over_sigma_and_the_shift()
     torch.testing.assert_close(found.shift, norm.bias.detach(), rtol=1e-12, atol=1e-12)
 
 
+def test_frozen_sigma_takes_off_the_mean_that_all_vectors_have() -> None:
+    norm, _ = alone("layer")
+    x = vectors(3, 20, WIDTH)
+    x = x - x.mean(-1, keepdim=True)
+    x = x / x.square().mean(-1, keepdim=True).sqrt() + 5.0
+    found = fits("layer", x, init="frozen-sigma")
+    # Every vector has the same mean and deviation: a fixed map is all there is. Means near 5 cancel in float64.
+    torch.testing.assert_close(found.scale * x + found.shift, norm(x), rtol=1e-12, atol=1e-12)
+
+
 def test_a_batch_norm_is_its_own_scale_and_shift() -> None:
     norm, _ = alone("batch")
     x = vectors(4, 5, WIDTH).transpose(1, 2)
@@ -157,6 +167,11 @@ def test_a_batch_norm_is_its_own_scale_and_shift() -> None:
     # A root and two products in float64.
     torch.testing.assert_close(found.scale[:, None] * x + found.shift[:, None], norm(x), rtol=1e-12, atol=1e-12)
     assert (found.score, found.massive) == (0.0, 0)
+
+
+def test_figures_of_zeros_are_finite() -> None:
+    found = fits("batch", torch.zeros(2, WIDTH, 3, dtype=torch.float64))
+    assert (found.sigma, found.massive_ratio, found.score) == (0.0, 0.0, 0.0)
 
 
 def test_a_group_norm_has_a_deviation_for_each_group() -> None:
@@ -250,7 +265,7 @@ def test_tokens_are_found_wherever_they_stand() -> None:
     module = Masked(forward, heads=nn.RMSNorm(3), grouped=nn.GroupNorm(2, WIDTH), **parts)
     free = {"x": {0: "batch", 1: "tokens"}, "mask": {0: "batch", 1: "tokens"}}
     program = captured(module, normal(3, 5, WIDTH).double(), torch.ones(3, 5), dynamic=free)
-    x, mask = vectors(2, 4, WIDTH), torch.tensor([[1.0, 1, 1, 0], [1.0, 0, 0, 0]])
+    x, mask = vectors(2, 4, WIDTH), torch.tensor([[1.0, 1, 1, 0], [0.0, 0, 0, 1]])
     sites = norm_sites(program)
     found = calibrate(program, sites, [{"x": x, "mask": mask}], padding="mask")
     by_part = {str(site.module).rpartition(".")[2]: found[site.name] for site in sites}

@@ -1,13 +1,15 @@
 """Distillation: what it reaches, when it ends, and what it leaves behind."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from flowopt.errors import Diverged, UserError
-from flowopt.recovery.distill import Progress, recover
+from flowopt.recovery.distill import recover
 from flowopt.recovery.objective import Objective
+from flowopt.recovery.recovered import Progress
 from flowopt.recovery.settings import RecoverySettings
 from flowopt.recovery.trainable import Trainable
 from tests.recovery.tiny_recovery import SETTINGS, recovered, tiny_data, tiny_student
@@ -60,8 +62,22 @@ def test_it_ends_when_nothing_gets_better_and_gives_back_the_state_before_traini
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in student.state_dict().items())
 
 
+def test_patience_begins_when_the_last_norm_is_swapped() -> None:
+    worse: dict[str, Any] = {
+        "learning_rate": 0.3,
+        "clip": 0.0,
+        "warmup": 0.0,
+        "divergence": 1e9,
+        "evaluate_every": 2,
+        "patience": 2,
+    }
+    found, _ = recovered(schedule="one-at-a-time", swap_share=0.5, steps=20, **worse)
+    # Of five norms in ten steps, the last comes at the eighth: the evaluations there and after the tenth count.
+    assert (found.stopped, found.steps, found.best_step) == ("patience", 10, 0)
+
+
 def test_a_loss_that_grows_far_above_its_start_ends_it() -> None:
-    with pytest.raises(Diverged, match="times that of the start") as caught:
+    with pytest.raises(Diverged, match="times the start's") as caught:
         recovered(steps=60, learning_rate=0.9, clip=0.0, warmup=0.0, evaluate_every=60)
     assert "a smaller learning rate, such as 0.3 instead of 0.9" in str(caught.value)
 
@@ -71,7 +87,7 @@ def test_a_loss_that_is_no_number_ends_it_with_the_best_state() -> None:
     student = tiny_student(program)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     settings = RecoverySettings(**(SETTINGS | {"loss": "tests.recovery.tiny_recovery:broken_loss"}))
-    with pytest.raises(Diverged, match="the loss is nan at step 1"):
+    with pytest.raises(Diverged, match="the loss at step 1 is nan"):
         recover(student, program, tiny_data(program), settings)
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
 

@@ -118,6 +118,12 @@ def test_a_batch_norm_without_statistics_is_measured_as_it_runs() -> None:
     close(found, {"getitem": (read.mean((0, 2)), read.var((0, 2)))})
 
 
+def test_norms_of_one_value_are_measured_alike() -> None:
+    x = normal(6, 3, dtype=torch.float64)
+    program = written(lambda m, x: m.a(x) + m.b(x), x, a=nn.BatchNorm1d(3).double(), b=nn.BatchNorm1d(3).double())
+    close(reestimate(program, [{"x": x}]), dict.fromkeys(names(program), (x.mean(0), x.var(0))))
+
+
 @pytest.mark.parametrize("weight", [-0.1, 1.5])
 def test_says_that_a_weight_is_no_share(weight: float) -> None:
     with pytest.raises(UserError, match="is a share between 0 and 1"):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from flowopt.errors import UserError
-from flowopt.recovery.distill import Progress, recover
+from flowopt.recovery.distill import recover
+from flowopt.recovery.recovered import Progress
 from flowopt.recovery.settings import RecoverySettings
 from tests.recovery.tiny_processes import run_alone, run_together, run_until_killed
 from tests.recovery.tiny_recovery import SETTINGS, recovered, tiny_data, tiny_student
@@ -52,12 +53,13 @@ def test_without_a_checkpoint_yet_resuming_begins(tmp_path: Path) -> None:
     assert found.steps == 1 and (tmp_path / "deep" / "run.safetensors").is_file()
 
 
-def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
+def test_a_finished_run_is_not_trained_further_and_still_knows_its_best_state(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
-    first, student = recovered(path)
+    worse: dict[str, Any] = {"steps": 4, "evaluate_every": 2, "learning_rate": 0.3, "clip": 0.0, "warmup": 0.0}
+    first, student = recovered(path, **worse)
     told: list[Progress] = []
-    again, same = recovered(path, resume=True, on_progress=told.append)
-    assert (again.best_loss, again.steps, told) == (first.best_loss, first.steps, [])
+    again, same = recovered(path, resume=True, on_progress=told.append, **worse)
+    assert (again.best_step, again.best_loss, again.steps, told) == (0, first.start_loss, 4, [])
     assert all(torch.equal(same.state_dict()[name], tensor) for name, tensor in student.state_dict().items())
 
 

@@ -17,7 +17,8 @@ from flowopt.ops.unified_norm import UnifiedNorm
 from flowopt.program.program import Program
 from flowopt.recovery.data.data import Data
 from flowopt.recovery.data.open_data import open_data
-from flowopt.recovery.distill import Recovered, recover
+from flowopt.recovery.distill import recover
+from flowopt.recovery.recovered import Recovered
 from flowopt.recovery.settings import RecoverySettings
 from flowopt.recovery.trainable import Trainable
 from tests.recovery.affine_leaf import AffineLeaf

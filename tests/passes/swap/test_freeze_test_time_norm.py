@@ -124,12 +124,12 @@ def test_refuses_channels_on_another_axis() -> None:
     assert_refuses(FreezeTestTimeNorm(), program, code="axis-mismatch")
 
 
-def mixed(x: Tensor, over: Tensor, axes: tuple[int, ...], factor: Any = 0.3) -> Tensor:
+def mixed(x: Tensor, over: Tensor, axes: tuple[int, ...], factor: Any = 0.3, other: Any = None) -> Tensor:
     """A mixture by statistics of ``over``, or over fewer axes."""
     mean = over.sum(axes) / 18
     variance = (over - over.mean((0, 2), keepdim=True)).square().sum((0, 2)) / 17
     stored = torch.ones(4)
-    mean, variance = 0.7 * stored + factor * mean, 0.7 * stored + factor * variance
+    mean, variance = 0.7 * stored + factor * mean, 0.7 * stored + (factor if other is None else other) * variance
     return (x - mean.reshape(1, -1, 1)) / (variance + 1e-5).sqrt().reshape(1, -1, 1)
 
 
@@ -139,11 +139,12 @@ def test_refuses_roots_of_other_things() -> None:
             x.abs().sqrt(),
             mixed(x, x.abs(), (0, 2)),
             mixed(x, x, (0, 2), factor=x.mean()),
+            mixed(x, x, (0, 2), factor=0.3, other=0.4),
             (x - 0.5) / (x.square().sum((0, 2)) + 1e-5).sqrt().reshape(1, -1, 1),
         ]
 
     run = assert_refuses(FreezeTestTimeNorm(), program_of(forward, normal(3, 4, 6)), code="not-a-norm")
-    assert len(run.records[0].refused) == 4
+    assert len(run.records[0].refused) == 5
 
 
 def test_refuses_a_batch_norm_with_statistics() -> None:
