@@ -13,6 +13,7 @@ CODES: Final[dict[str, str]] = {
     "grows-too-much": "the new tensor takes more memory than what it replaces",
     "lost-in-rounding": "the weight's dtype would round away what is folded into it",
     "mask-may-hide-a-row": "a mask may leave nothing to attend to, and such a row gives zeros",
+    "massive-activations": "a few tokens deviate many times as much as others, which a fixed scale leaves as it is",
     "missing-metadata": "a node carries no recorded shape or dtype, and flowopt does not guess",
     "mixed-norm": "the residual stream is read by norms of different kinds",
     "mixed-scale": "values that are added would need different scales",

@@ -17,6 +17,8 @@ Refuses when:
     not-measured            ``fits`` has no measurement of the norm, or of another number of channels
     not-chosen              ``only`` names other norms
     unsteady-norm           the score exceeds ``threshold``: a fixed scale is no stand-in (unless ``force``)
+    massive-activations     some tokens deviate many times as much as the others, which a fixed scale leaves
+                            as they are (unless ``force``)
     not-centred             to=rms: what the layer norm reads has a mean, which the RMS norm would leave in (unless
                             ``force``)
     not-a-norm              to=rms: the norm is no layer norm
@@ -100,6 +102,9 @@ class SwapNorm(RewritePass[Plan]):
         fit = self._fit(site, parts)
         if self.to == "rms":
             return self._as_rms(site, parts, fit)
+        ordinary = self.force or fit.massive == 0
+        massive = f"{fit.massive} tokens beside {fit.tokens} deviate up to {fit.massive_ratio:.1f} times as much"
+        site.require(ordinary, "massive-activations", massive)
         steady = self.force or fit.score <= self.threshold
         message = f"the best fixed scale leaves a relative error of {fit.score:.3f}, allowed {self.threshold:g}"
         site.require(steady, "unsteady-norm", message)

@@ -19,7 +19,7 @@ from flowopt.recovery.calibrate import calibrate
 from flowopt.recovery.data.data import Data
 from flowopt.report.adaptation import LEFT, REFUSED, SWAPPED, NormRecord
 from flowopt.rewrite.driver import apply
-from flowopt.workflows.adapting.chosen_norms import chosen_norms
+from flowopt.workflows.adapting.wanted_norms import wanted_norms
 from flowopt.workflows.pipelines import Pipeline
 
 # One spelling of every norm, batch norms that fold anyway gone, and layer norms of pre-norm streams without their mean:
@@ -80,7 +80,7 @@ def judged(
         program: never changed.
         data: its first training batches calibrate.
         to: the new norm.
-        norms: as ``chosen_norms`` takes them.
+        norms: as ``wanted_norms`` takes them.
         threshold: of the score, above which a norm is refused unless ``force``.
         force: replace norms above the threshold too.
         padding: ``auto``, ``none`` or the name of an input.
@@ -103,7 +103,7 @@ def judged(
     mask = padding_input(prepared, padding)
     batches: list[Mapping[str, Tensor]] = [batch.inputs for batch in data.calibration(calibration)]
     fits = calibrate(prepared, sites, batches, padding=mask, on_progress=on_progress)
-    wanted = chosen_norms(norms, sites, fits)
+    wanted = wanted_norms(norms, sites, fits)
     refusals = _refusals(prepared, to, fits, wanted, threshold, force)
     chosen = tuple(site for site in wanted if site.name not in refusals)
     saved = _moved_bytes(prepared, sites)

@@ -15,8 +15,9 @@ from flowopt.passes.swap.swap_norm import SwapNorm
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.program import Program
 from flowopt.recovery.data.data import Data
-from flowopt.recovery.distill import Progress, recover
+from flowopt.recovery.distill import recover
 from flowopt.recovery.match import match_layers
+from flowopt.recovery.recovered import Progress
 from flowopt.recovery.ridge import refit_linears
 from flowopt.recovery.trainable import Trainable
 from flowopt.report.adaptation import Stage

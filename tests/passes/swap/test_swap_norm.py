@@ -201,6 +201,17 @@ def test_refuses_an_unsteady_norm_unless_forced() -> None:
     assert run_passes(program, [SwapNorm(fits=fits, force=True)]).records[0].applied
 
 
+def test_refuses_norms_of_massive_activations_unless_forced() -> None:
+    program = alone("rms")
+    inputs = X.clone()
+    inputs[0, 0] *= 50
+    fits = measured(program, inputs)
+    (fit,) = fits.values()
+    assert fit.massive == 1 and fit.score <= SwapNorm().threshold
+    assert_refuses(SwapNorm(fits=fits), program, code="massive-activations")
+    assert run_passes(program, [SwapNorm(fits=fits, force=True)]).records[0].applied
+
+
 def test_refuses_an_rms_norm_where_there_is_a_mean_unless_forced() -> None:
     program = alone("layer")
     fits = measured(program, X + 1.0)

@@ -1,12 +1,14 @@
 """Which norms a text names."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from flowopt.analysis.norm_fit import NormFit
 from flowopt.analysis.norm_sites import NormKind, NormSite
 from flowopt.errors import UserError
-from flowopt.workflows.adapting.chosen_norms import chosen_norms
+from flowopt.workflows.adapting.wanted_norms import wanted_norms
 
 _PATHS = ("embeddings.norm", "layer.0.attention.norm", "layer.0.norm", "layer.1.attention.norm", "layer.1.norm")
 _SCORES = (0.4, 0.1, 0.9, 0.05, 0.2)
@@ -33,20 +35,15 @@ FITS = {
     ],
 )
 def test_a_text_names_norms_in_graph_order(text: str, positions: list[int]) -> None:
-    assert [site.position for site in chosen_norms(text, SITES, FITS)] == positions
+    assert [site.position for site in wanted_norms(text, SITES, FITS)] == positions
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("best:0", "best:0 of 5 norms"),
-        ("best:6", "best:6 of 5 norms"),
-        ("5", "there is no norm 5"),
-        ("3-1", "there is no norm 3-1"),
-        ("decoder.*", "no norm of the model is called 'decoder.*'"),
-        ("", "no norm of the model is called ''"),
-    ],
-)
-def test_a_text_that_names_nothing_is_refused(text: str, said: str) -> None:
-    with pytest.raises(UserError, match=said.replace("*", r"\*").replace(".", r"\.")):
-        chosen_norms(text, SITES, FITS)
+def test_norms_of_massive_activations_are_the_best_last() -> None:
+    fits = FITS | {"n3": dataclasses.replace(FITS["n3"], massive=2)}
+    assert [site.position for site in wanted_norms("best:4", SITES, fits)] == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("text", ["best:0", "best:6", "5", "3-1", "decoder.*", "", "all,", "best"])
+def test_a_text_that_names_nothing_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="of 5 norms|names no norm"):
+        wanted_norms(text, SITES, FITS)
