@@ -32,6 +32,8 @@ from flowopt.workflows.adapting.recovery_plan import RecoveryPlan
 from flowopt.workflows.lower import Progress
 from flowopt.workflows.optimize import default_folder, optimize
 
+# Of the data that is not held out: distillation keeps the state that is best on it.
+_VALIDATION: Final = 0.05
 _NO_BUDGET: Final = QualityBudget()
 
 
@@ -121,7 +123,9 @@ def adapt(
         require_toolchain(wanted.device, arch)
     counted = _outputs(program, outputs)
     name, figure = metric_of(metric, program)
-    opened = open_data(data, program.interface, batch_size=batch_size, held_out=held_out, seed=seed, most=most)
+    opened = open_data(
+        data, program.interface, batch_size=batch_size, held_out=held_out, validation=_VALIDATION, seed=seed, most=most
+    )
     with process_group(torch.device("cpu")):
         if swap_norm is not None:
             choice = SwapChoice(swap_norm, norms, threshold, force, padding, calibration, dry_run)

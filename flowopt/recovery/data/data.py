@@ -44,6 +44,16 @@ class Data:
         """
         return (self._share(batch, rank, world) for batch in self._source.training(epoch, start_batch))
 
+    def validation(self) -> Iterator[Batch]:
+        """The batches to choose by while training; the held-out ones where no part was asked for.
+
+        Raises:
+            UserError: as ``held_out``.
+        """
+        batches = self._source.validation()
+        first = next(batches, None)
+        return self.held_out() if first is None else itertools.chain([first], batches)
+
     def held_out(self) -> Iterator[Batch]:
         """The held-out batches, the same at every call; none where nothing is held out.
 

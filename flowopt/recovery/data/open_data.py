@@ -29,6 +29,7 @@ def open_data(
     *,
     batch_size: int | None = None,
     held_out: float | Arrays = 0.1,
+    validation: float = 0.0,
     seed: int = 0,
     most: int | None = None,
 ) -> Data:
@@ -45,6 +46,8 @@ def open_data(
             they come.
         held_out: fraction that training does not see, 0 to 1: of files a draw of samples, of streams every k-th
             batch; or a second source, which is held out whole.
+        validation: fraction of what is left, 0 to below 0.5, that a training chooses its best state by; without it
+            what is held out serves for that too, and is no longer unseen.
         seed: of the draw and of every order, 0 or more.
         most: samples to use, of both parts together; a stream that never ends needs it.
 
@@ -57,22 +60,33 @@ def open_data(
         raise UserError(f"seed={seed}, most={most}: the seed is 0 or more, and most 1 or more")
     if isinstance(held_out, bool) or (isinstance(held_out, int | float) and not 0 <= held_out < 1):
         raise UserError(f"held_out={held_out} is a fraction from 0 to below 1, or data of its own")
+    if not 0 <= validation < 0.5:
+        raise UserError(f"validation={validation} is a fraction from 0 to below 0.5")
     fitting = Fitting(interface)
     open_one = partial(_opened, fitting=fitting, batch_size=batch_size, seed=seed)
     if isinstance(held_out, int | float):
-        opened = open_one(source, held_out=held_out, most=most)
+        opened = open_one(source, held_out=held_out, validation=validation, most=most)
         return Data(opened, opened if held_out else None, fitting.axis)
-    return Data(open_one(source, held_out=0.0, most=most), open_one(held_out, held_out=1.0, most=None), fitting.axis)
+    seen = open_one(source, held_out=0.0, validation=validation, most=most)
+    return Data(seen, open_one(held_out, held_out=1.0, validation=0.0, most=None), fitting.axis)
 
 
 def _opened(
-    source: Arrays, *, fitting: Fitting, batch_size: int | None, held_out: float, seed: int, most: int | None
+    source: Arrays,
+    *,
+    fitting: Fitting,
+    batch_size: int | None,
+    held_out: float,
+    validation: float,
+    seed: int,
+    most: int | None,
 ) -> Source:
     name, walked = _named(source)
+    parts: dict[str, Any] = {"held_out": held_out, "validation": validation, "seed": seed, "most": most}
     if isinstance(walked, list | Mapping):
         shards = list(_shards(name, walked, fitting))
-        return Shards(name, shards, batch_size, fitting.axis, held_out=held_out, seed=seed, most=most)
-    stream = Stream(name, walked, fitting, batch_size, held_out=held_out, seed=seed, most=most)
+        return Shards(name, shards, batch_size, fitting.axis, **parts)
+    stream = Stream(name, walked, fitting, batch_size, **parts)
     stream.require_first()
     return stream
 

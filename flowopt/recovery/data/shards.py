@@ -41,6 +41,7 @@ class Shards:
         size: samples in a batch; None: 32, or as many as there are or the model takes.
         axis: how many the model takes at a time; None is refused.
         held_out: fraction of the samples.
+        validation: fraction of the others.
         seed: of the draw and of every epoch's order.
         most: samples to use, drawn by seed; None: all.
 
@@ -56,12 +57,13 @@ class Shards:
         axis: BatchAxis | None,
         *,
         held_out: float,
+        validation: float = 0.0,
         seed: int,
         most: int | None = None,
     ) -> None:
         self.name = name
         self._shards, self._seed = shards, seed
-        self._training, self._held = self._split(held_out, most)
+        self._training, self._validation, self._held = self._split(held_out, validation, most)
         counts: Counter[object] = Counter()
         for shard, rows in zip(shards, self._held if held_out == 1 else self._training, strict=True):
             counts[shard.sizes] += len(rows)
@@ -83,19 +85,22 @@ class Shards:
         """In the order of the shards; a last, smaller batch is kept where the model takes it."""
         return (b for b in self._read(enumerate(self._held), rest=True) if self._axis.takes(b.samples))
 
-    def _split(self, held_out: float, most: int | None) -> tuple[list[Rows], list[Rows]]:
+    def validation(self) -> Iterator[Batch]:
+        """As what is held out, of the samples that are kept for it."""
+        return (b for b in self._read(enumerate(self._validation), rest=True) if self._axis.takes(b.samples))
+
+    def _split(self, held_out: float, validation: float, most: int | None) -> tuple[list[Rows], list[Rows], list[Rows]]:
         ends = np.cumsum([shard.samples for shard in self._shards])
         chosen = np.random.default_rng((self._seed, 0)).permutation(int(ends[-1]))[:most]
-        # One at least, so that what was asked for can be looked at.
-        count = max(round(len(chosen) * held_out), 1 if held_out and len(chosen) > 1 else 0)
-        parts = chosen[: len(chosen) - count], chosen[len(chosen) - count :]
+        rest, held = _parted(chosen, held_out)
+        training, validated = _parted(rest, validation)
         starts = ends - [shard.samples for shard in self._shards]
-        bounds = [np.searchsorted(np.sort(part), ends) for part in parts]
-        training, held = (
-            [rows - first for rows, first in zip(np.split(np.sort(part), bound[:-1]), starts, strict=True)]
-            for part, bound in zip(parts, bounds, strict=True)
+        parts = [np.sort(part) for part in (training, validated, held)]
+        first, second, third = (
+            [rows - start for rows, start in zip(np.split(p, np.searchsorted(p, ends)[:-1]), starts, strict=True)]
+            for p in parts
         )
-        return training, held
+        return first, second, third
 
     def _read(self, walk: Iterable[tuple[int, Rows]], *, start: int = 0, rest: bool = False) -> Iterator[Batch]:
         for number, plan in enumerate(self._planned(walk, rest)):
@@ -133,3 +138,9 @@ class Shards:
             f"{self.name}: {samples:,} samples for training{shapes} fill no batch of {self._size}",
             hint=f"give more data, or a batch size of at most {largest}" if smaller else "give more data",
         )
+
+
+def _parted(rows: Rows, share: float) -> tuple[Rows, Rows]:
+    """All but a share, and the share: one row at least, so that what was asked for can be looked at."""
+    count = max(round(len(rows) * share), 1 if share and len(rows) > 1 else 0)
+    return rows[: len(rows) - count], rows[len(rows) - count :]

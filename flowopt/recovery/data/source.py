@@ -7,7 +7,7 @@ from flowopt.recovery.data.batch import Batch
 
 
 class Source(Protocol):
-    """Samples in two parts that never mix: for training and held out.
+    """Samples in three parts that never mix: for training, to choose by while training, and held out.
 
     Attributes:
         name: for messages and reports.
@@ -19,6 +19,9 @@ class Source(Protocol):
 
     def training(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from number ``start`` on, in an order that follows from the seed and the epoch."""
+
+    def validation(self) -> Iterator[Batch]:
+        """The same batches at every call; none where no part is kept for it."""
 
     def held_out(self) -> Iterator[Batch]:
         """The same batches at every call."""

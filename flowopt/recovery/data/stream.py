@@ -28,6 +28,7 @@ class Stream:
         fitting: checks each batch.
         size: samples in a batch, for which what comes is cut and joined; None: batches as they come, unless the model
             takes a fixed number.
+        validation: fraction of the batches, beside those that are held out; 0 or below 0.5.
         held_out: fraction; k is the nearest whole number to its inverse, and 2 at least.
         seed: of every epoch's order.
         most: samples after which a walk ends; batches are counted where the model has no axis of samples.
@@ -41,6 +42,7 @@ class Stream:
         size: int | None,
         *,
         held_out: float,
+        validation: float = 0.0,
         seed: int,
         most: int | None = None,
     ) -> None:
@@ -51,6 +53,8 @@ class Stream:
         self._size = require_batch_size(size, require_axis(fitting.axis), 1) if size is not None or is_fixed else None
         # 0: none; 1: all.
         self._every = 0 if held_out == 0 else 1 if held_out >= 1 else max(2, round(1 / held_out))
+        # The second of so many: held-out batches are the first of theirs.
+        self._validated = 0 if validation == 0 else max(3, round(1 / validation))
 
     def require_first(self) -> None:
         """Check the first batch: what does not fit is to be said before anything is computed.
@@ -64,7 +68,7 @@ class Stream:
     def training(self, epoch: int, start: int) -> Iterator[Batch]:
         """What fills no batch is left out."""
         generator = np.random.default_rng((self._seed, 1, epoch))
-        found = (batch for i, batch in enumerate(self._batches()) if not self._is_held(i) and self._is_full(batch))
+        found = (batch for i, batch in enumerate(self._batches()) if self._is_trained(i) and self._is_full(batch))
         first = next(found, None)
         if first is None:
             raise UserError(
@@ -75,15 +79,25 @@ class Stream:
 
     def held_out(self) -> Iterator[Batch]:
         """In the order of the walk; a last, smaller batch is kept where the model takes it."""
+        return self._those(self._is_held)
+
+    def validation(self) -> Iterator[Batch]:
+        """Likewise."""
+        return self._those(self._is_validated)
+
+    def _those(self, wanted: Callable[[int], bool]) -> Iterator[Batch]:
         axis = self._fitting.axis
-        return (
-            batch
-            for i, batch in enumerate(self._batches())
-            if self._is_held(i) and (axis is None or axis.takes(batch.samples))
-        )
+        found = (batch for i, batch in enumerate(self._batches()) if wanted(i))
+        return (batch for batch in found if axis is None or axis.takes(batch.samples))
 
     def _is_held(self, number: int) -> bool:
         return bool(self._every) and number % self._every == 0
+
+    def _is_validated(self, number: int) -> bool:
+        return bool(self._validated) and number % self._validated == 1 and not self._is_held(number)
+
+    def _is_trained(self, number: int) -> bool:
+        return not self._is_held(number) and not self._is_validated(number)
 
     def _is_full(self, batch: Batch) -> bool:
         return self._size is None or batch.samples == self._size

@@ -51,6 +51,25 @@ def test_what_is_held_out_is_never_trained_on(opened: Opened) -> None:
         assert not held & {label for batch in shown(data.training(epoch)) for label in batch}
 
 
+def test_what_is_kept_to_choose_by_is_neither_trained_on_nor_held_out(opened: Opened) -> None:
+    data = opened(held_out=0.25, validation=0.2)
+    held, kept = ({label for batch in shown(part()) for label in batch} for part in (data.held_out, data.validation))
+    assert kept and not kept & held and shown(data.validation()) == shown(data.validation())
+    for epoch in range(3):
+        assert not (held | kept) & {label for batch in shown(data.training(epoch)) for label in batch}
+
+
+def test_without_a_part_of_its_own_what_is_held_out_serves_to_choose_by(opened: Opened) -> None:
+    data = opened(held_out=0.25)
+    assert shown(data.validation()) == shown(data.held_out())
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.5, 1.0])
+def test_a_share_to_choose_by_leaves_most_to_train_on(opened: Opened, share: float) -> None:
+    with pytest.raises(UserError, match="is a fraction from 0 to below 0.5"):
+        opened(validation=share)
+
+
 def test_a_training_goes_on_at_any_batch(opened: Opened) -> None:
     data = opened()
     assert shown(data.training(2, 5)) == shown(data.training(2))[5:]
