@@ -36,6 +36,8 @@ from flowopt.recovery.schedule import SwapSchedule
 from flowopt.recovery.settings import RecoverySettings
 from flowopt.recovery.trainable import Trainable, device_of, trained_parameters
 
+__all__ = ["Progress", "Recovered", "recover"]
+
 
 def _silent(progress: Progress) -> None:
     del progress

@@ -7,10 +7,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx, nn
 
+from flowopt.analysis.token_axes import kept_rows, token_axes
 from flowopt.errors import InternalError, UserError
 from flowopt.ir.evaluate import Value, called
 from flowopt.program.program import Program
-from flowopt.recovery.padding import padding_of
 from flowopt.recovery.stored_tensors import StoredTensors
 from flowopt.recovery.trained_tensors import trained_tensors
 
@@ -111,13 +111,23 @@ class Trainable(nn.Module):
         self, node: fx.Node, values: Mapping[fx.Node, Value], inputs: Mapping[str, Tensor], masked: Tensor | None
     ) -> Value:
         if node.name in self.active:
-            leaf, source = self.leaves[node.name], values[self._nodes[self._sources[node.name]]]
-            return leaf(source, pad_mask=padding_of(source, masked, getattr(leaf, "channel_axis", -1)))
+            value = values[self._nodes[self._sources[node.name]]]
+            return self.leaves[node.name](value, pad_mask=self._padding_at(node.name, value, masked))
         if node.op == "placeholder":
             return inputs[node.name]
         if node.op == "get_attr":
             return self.tensors.read(str(node.target))
         return called(node, values.__getitem__, raised=False)
+
+    def _padding_at(self, name: str, value: Tensor, masked: Tensor | None) -> Tensor | None:
+        """Which vectors of what a leaf reads are padding."""
+        axis = getattr(self.leaves[name], "channel_axis", -1)
+        if masked is None or self.padding is None:
+            return None
+        axes = token_axes(self._nodes[self._sources[name]], self._nodes[self.padding], axis)
+        if axes is None:
+            return None
+        return ~kept_rows(~masked, axes, value, axis).reshape(value.movedim(axis, -1).shape[:-1])
 
     def _with_state(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stored = {i.name: self.tensors.read(i.state) for i in self.program.inputs if i.state is not None}

@@ -148,6 +148,17 @@ def test_a_leaf_is_told_which_tokens_are_padding() -> None:
     assert leaf.last_mask is None
 
 
+def test_a_leaf_inside_of_attention_is_told_where_its_tokens_are() -> None:
+    program = tiny_program()
+    # Queries with rotary positions: [batch, heads, tokens, features of a head].
+    rotated = next(n for n in program.graph.nodes if n.target is torch.ops.aten.add.Tensor and n.meta["val"].dim() == 4)
+    leaf = AffineLeaf(torch.ones(4).double(), torch.zeros(4).double())
+    given = inputs(3, seed=1)
+    Trainable(program, {rotated.name: (str(rotated.args[0]), leaf)}, padding="mask")(given)
+    assert leaf.last_mask is not None
+    assert torch.equal(leaf.last_mask, (given["mask"] == 0)[:, None, :].expand(3, 3, TOKENS))
+
+
 def test_the_state_of_a_student_can_be_put_into_another() -> None:
     program = tiny_program()
     name, source = next(iter(norms_of(program).items()))
