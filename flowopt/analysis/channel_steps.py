@@ -38,11 +38,13 @@ class ChannelStep:
     @property
     def scales(self) -> bool:
         """Whether channels may be multiplied by other numbers than one."""
-        return self.node.target in _PRODUCTS or self.node.target is _BATCH_NORM or self._subtracts_from
-
-    @property
-    def _subtracts_from(self) -> bool:
-        return self.node.target is _aten.sub.Tensor and self.node.args[1] is self.source
+        if self.node.target not in _SUMS:
+            return True
+        # alpha, and the sign of a difference, belong to the second operand.
+        return self.node.args[1] is self.source and (self.node.target, self.node.kwargs.get("alpha", 1)) != (
+            _SUMS[0],
+            1,
+        )
 
 
 def channel_step(value: fx.Node, axis: int | None = None) -> ChannelStep | None:

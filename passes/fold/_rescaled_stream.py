@@ -9,7 +9,6 @@ from torch import Tensor, fx
 
 from flowopt.analysis.affine_streams import SIZE_READERS, AffineStream
 from flowopt.analysis.sliding import sliding_of
-from flowopt.ir.metadata import recorded_tensor
 from flowopt.passes.fold import _layers as layers
 from flowopt.passes.fold._stream_basis import Basis
 from flowopt.passes.fold._stream_factors import ObstacleError
@@ -130,20 +129,6 @@ def replaced_tensors(
     for join, stored in found.stored:
         old = constant(stored)
         yield join, stored, _stored_value(found, join, stored, old), old
-
-
-def growth(found: Rescaled, constant: Callable[[fx.Node], Tensor]) -> int:
-    """Bytes by which the model grows: tensors that are read elsewhere too are copied."""
-    old: list[fx.Node] = []
-    users: list[fx.Node] = []
-    added = 0
-    for user, node, new, _ in replaced_tensors(found, constant):
-        recorded = recorded_tensor(user if node is None else node)
-        assert recorded is not None  # it is an operator or a stored tensor
-        added += new.numel() * recorded.element_size()
-        users.append(user)
-        old += [] if node is None else [node]
-    return added - layers.freed_bytes(old, users) if old else added
 
 
 def rewrite_stream(edit: Edit, found: Rescaled) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from flowopt.analysis.affine_streams import AffineStream
 from flowopt.analysis.channel_steps import scale_and_shift
 from flowopt.ir.metadata import module_path, recorded_tensor
+from flowopt.passes.fold._layers import freed_bytes
 from flowopt.passes.fold._rescaled_stream import Readers, Rescaled, replaced_tensors
 from flowopt.passes.fold._stream_factors import Factors, ObstacleError
 from flowopt.passes.fold._stream_layers import Kind, kind_of
@@ -75,26 +76,36 @@ def unshifted_steps(stream: AffineStream, constant: Callable[[fx.Node], Tensor])
     return tuple(value for value, shift in shifts if shift is not None and not bool(shift.any()))
 
 
-def require_in_range(found: Rescaled, constant: Callable[[fx.Node], Tensor]) -> None:
-    """Refuse parameters that would overflow their dtype, or lose digits that they have.
+def growth(found: Rescaled, constant: Callable[[fx.Node], Tensor]) -> int:
+    """Bytes by which the model grows: tensors that are read elsewhere too are copied.
 
     Raises:
-        ObstacleError: with the first such.
+        ObstacleError: a parameter would overflow its dtype, or lose digits that it has.
     """
-    for user, node, new, old in replaced_tensors(found, constant):
+    old: list[fx.Node] = []
+    users: list[fx.Node] = []
+    added = 0
+    for user, node, new, before in replaced_tensors(found, constant):
         recorded = recorded_tensor(user if node is None else node)
         assert recorded is not None  # it is an operator or a stored tensor
-        limits = torch.finfo(recorded.dtype)
-        if not bool((new.abs() <= limits.max).all()):
-            raise ObstacleError("extreme-scale", f"a parameter of {user.name} would exceed {limits.max:.3g}", user)
-        # Below the smallest normal number digits are lost; beside larger weights of the same row or column they do not
-        # matter.
-        if old is not None and any(
-            bool(((before >= limits.tiny) & (after < limits.tiny)).any())
-            for before, after in zip(_largest(old), _largest(new), strict=True)
-        ):
-            message = f"parameters of {user.name} would be below {limits.tiny:.3g} and lose digits"
-            raise ObstacleError("extreme-scale", message, user)
+        reason = _out_of_range(new, before, torch.finfo(recorded.dtype))
+        if reason is not None:
+            raise ObstacleError("extreme-scale", f"parameters of {user.name} would {reason}", user)
+        added += new.numel() * recorded.element_size()
+        users.append(user)
+        old += [] if node is None else [node]
+    return added - freed_bytes(old, users) if old else added
+
+
+def _out_of_range(new: Tensor, old: Tensor | None, limits: torch.finfo) -> str | None:
+    if not bool((new.abs() <= limits.max).all()):
+        return f"exceed {limits.max:.3g}"
+    # Below the smallest normal number digits are lost; beside larger weights of the same row or column they do not
+    # matter.
+    pairs = [] if old is None else zip(_largest(old), _largest(new), strict=True)
+    if any(bool(((before >= limits.tiny) & (after < limits.tiny)).any()) for before, after in pairs):
+        return f"be below {limits.tiny:.3g} and lose digits"
+    return None
 
 
 def described(node: fx.Node) -> str:

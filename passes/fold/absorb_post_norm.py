@@ -52,10 +52,10 @@ from torch import Tensor, fx
 
 from flowopt.analysis.affine_streams import affine_stream
 from flowopt.analysis.channel_steps import ChannelStep, channel_step
-from flowopt.passes.fold._rescaled_stream import Rescaled, growth, readers_of, rescaled, rewrite_stream
+from flowopt.passes.fold._rescaled_stream import Rescaled, readers_of, rescaled, rewrite_stream
 from flowopt.passes.fold._stream_basis import basis
 from flowopt.passes.fold._stream_factors import ObstacleError, factors
-from flowopt.passes.fold._stream_start import exponents_of, require_in_range, start_of, unshifted_steps
+from flowopt.passes.fold._stream_start import exponents_of, growth, start_of, unshifted_steps
 from flowopt.program.program import Program
 from flowopt.rewrite import Edit, Exactness, RewritePass, Site
 
@@ -142,7 +142,6 @@ class AbsorbPostNorm(RewritePass[Plan]):
         if left >= absorbed:
             message = f"{_counted(absorbed, 'map')} would go and {left} be left, before norms that read the stream"
             raise ObstacleError("no-gain", message)
-        require_in_range(result, program.constant)
         grown = growth(result, program.constant)
         if grown > self.max_growth:
             message = f"copies of shared tensors would take {grown:,} bytes; max_growth is {self.max_growth:,}"

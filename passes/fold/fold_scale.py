@@ -10,7 +10,7 @@ goes from ``matmul(q, k^T) / sqrt(d)`` through rotary positions into the rows of
 
 The layers before are taken where they can be. A site is a product or a quotient of a computed floating value and a
 constant; most multiplications of a model have two computed operands, and are none. The gain of a written norm is none
-either: ``fold-norm-affine``, which runs later, knows its shift.
+either, nor the scale of a frozen norm before layers: ``fold-norm-affine``, which runs later, knows their shift.
 
 Numerical effect: EXACT. W' and b' are computed in float64 and rounded once; for powers of two nothing is rounded.
 
@@ -46,8 +46,10 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor, fx
 
+from flowopt.analysis.channel_steps import frozen_norm
 from flowopt.analysis.feature_layout import Layout
 from flowopt.analysis.norm_affine import written_norm_affine
+from flowopt.analysis.sliding import sliding_of
 from flowopt.ir.constants import is_parameter_only
 from flowopt.ir.metadata import recorded_tensor, sizes_as_text
 from flowopt.passes.fold import _layers as layers
@@ -95,7 +97,7 @@ class FoldScale(RewritePass[Plan]):
 
     def sites(self, program: Program) -> list[fx.Node]:
         """Products and quotients of a computed floating value and a constant; the gains of norms are none."""
-        gains = _products_with_gains(program)
+        gains = _products_with_gains(program) | _products_of_frozen_norms(program)
         return [n for n in super().sites(program) if n not in gains and _operands(n) is not None]
 
     def check(self, site: Site) -> Plan:
@@ -174,6 +176,20 @@ def _products_with_gains(program: Program) -> set[fx.Node]:
     rsqrts = (n for n in program.graph.nodes if n.target is _aten.rsqrt.default)
     norms = [norm for norm in map(written_norm_affine, rsqrts) if norm is not None and norm.bare is not None]
     return {user for norm in norms for user in norm.bare.users if norm.gain in user.args}  # type: ignore[union-attr]
+
+
+def _products_of_frozen_norms(program: Program) -> set[fx.Node]:
+    """Products of norms that only linear layers and unpadded convolutions read, which take the shift too."""
+    products = (n for n in program.graph.nodes if n.op == "call_function" and n.target in FoldScale.anchors)
+    frozen = {n: steps[-1].value for n in products if (steps := frozen_norm(n))}
+    return {n for n, value in frozen.items() if value.users and all(_takes_shift(user, value) for user in value.users)}
+
+
+def _takes_shift(layer: fx.Node, value: fx.Node) -> bool:
+    is_layer = layer.target is layers.LINEAR or layer.target in layers.CONVOLUTIONS
+    if not is_layer or layer.args[0] is not value or not is_parameter_only(layers.weight_and_bias(layer)[0]):
+        return False
+    return layer.target is layers.LINEAR or not sliding_of(layer).pads
 
 
 def _operands(node: fx.Node) -> tuple[fx.Node, float | fx.Node] | None:

@@ -36,6 +36,8 @@ SPELLINGS: dict[str, Callable[[FrozenMap, Tensor], Tensor]] = {
     "sub and mul": lambda m, x: m.scale * (x - m.shift),
     "div and sub": lambda m, x: x / m.scale - m.shift,
     "from the shift": lambda m, x: m.shift - x * m.scale,
+    "from three times": lambda m, x: torch.sub(m.shift, x, alpha=3),
+    "sum with three times": lambda m, x: torch.add(m.shift, x, alpha=3) / m.scale,
     "scale alone": lambda m, x: x * m.scale,
     "two in a row": lambda m, x: (x * m.scale + m.shift) * m.scale - m.shift,
     "batch norm over nodes": lambda m, x: m.norm(x.flatten(0, 1)).view(x.shape),

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from flowopt.ir.text import operator_census
 from flowopt.passes.fold.fold_norm_affine import FoldNormAffine
+from flowopt.passes.fold.fold_scale import FoldScale
+from flowopt.pipeline.runner import run_passes
 from flowopt.program.capture import capture
 from flowopt.testing import assert_refuses, assert_rewrites
 from tests.passes.fold.affine_stacks import FrozenMap
@@ -155,3 +158,10 @@ def test_a_live_norm_with_its_gain_and_shift_written_behind_it_is_one_site() -> 
     vectors = {"scale": nn.Parameter(normal(WIDTH)), "shift": nn.Parameter(normal(WIDTH))}
     (site,) = sites(Written(forward, **vectors, fc=nn.Linear(WIDTH, 3)), X)
     assert site.target is torch.ops.aten.layer_norm.default
+
+
+def test_nothing_is_left_of_a_frozen_norm_between_two_layers() -> None:
+    module = read_by(nn.Sequential(nn.Linear(WIDTH, WIDTH), FrozenMap(WIDTH, "mul and add", 0)), nn.Linear(WIDTH, 3))
+    run = run_passes(capture(module, (X,)), [FoldScale(), FoldNormAffine()])
+    census = operator_census(run.program.graph)
+    assert {name: census[name] for name in NONE_LEFT} == NONE_LEFT
