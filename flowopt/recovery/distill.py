@@ -173,7 +173,7 @@ class _Run:
         self._schedule.apply_all()
         total, count = 0.0, 0
         with torch.no_grad():
-            for batch in self.data.held_out():
+            for batch in self.data.validation():
                 total += float(mean_over_ranks(self._objective(batch.inputs, batch.extra))) * batch.samples
                 count += batch.samples
         if count == 0:
