@@ -31,6 +31,7 @@ from flowopt.cli.adapt_options import (
     Recover,
     Resume,
     ScheduleOption,
+    Settle,
     Steps,
     SwapNorm,
     TargetWeight,
@@ -76,6 +77,7 @@ def adapt(
     optimizer: OptimizerOption = "adamw",
     loss: Loss = "mse",
     schedule: ScheduleOption = "all",
+    settle: Settle = 0.8,
     output: Output = None,
     metric: MetricOption = None,
     min_cosine: MinCosine = None,
@@ -158,6 +160,7 @@ def adapt(
         optimizer=optimizer,
         loss=loss,
         schedule=schedule,
+        settle=settle,
         checkpoint=checkpoint,
         resume=resume,
     )
