@@ -56,8 +56,6 @@ from flowopt.cli.options import (
 )
 from flowopt.errors import UserError
 
-EXIT_OVER_BUDGET = 1
-
 
 def adapt(
     model: Model,
@@ -116,7 +114,7 @@ def adapt(
     the judgement.
 
     Exit codes: 0 adapted, 1 beyond the budget of --min-cosine, --min-agreement or --max-drop (nothing is written) or a
-    loss that diverged; the others are those of flowopt optimize.
+    loss that diverged, or a lowered file that differs from the adapted model; the others are those of flowopt optimize.
 
     \b
     Examples:
@@ -140,15 +138,14 @@ def adapt(
     options = load_options(trust, eval_mode, dynamic, factory, shape, inputs, limit)
     require_writable(json)
 
+    from flowopt.cli.outcome import adapt_code
     from flowopt.cli.render import progress
     from flowopt.cli.render_adaptation import render_adaptation
-    from flowopt.lowering.staging import Staging
     from flowopt.lowering.targets import target as target_named
     from flowopt.report.to_json import plain, to_json
     from flowopt.workflows.adapt import adapt as run
     from flowopt.workflows.adapting.budget import QualityBudget
     from flowopt.workflows.adapting.recovery_plan import RecoveryPlan
-    from flowopt.workflows.optimize import default_folder
 
     target_named(target, arch)
     budget = QualityBudget(min_cosine, min_agreement, max_drop)
@@ -167,10 +164,6 @@ def adapt(
     with progress() as show:
         show(f"loading {model}")
         program = load_model(model, options)
-        folder = out if out is not None else default_folder(program)
-        if not dry_run:
-            with Staging(folder):
-                pass
         result = run(
             program,
             swap_norm=swap_norm,
@@ -191,7 +184,7 @@ def adapt(
             target_weight=target_weight,
             target=target,
             arch=arch,
-            folder=folder,
+            folder=out,
             dry_run=dry_run,
             timing=not no_timing,
             seed=seed,
@@ -200,7 +193,7 @@ def adapt(
     # Under torchrun the first process says it all.
     if os.environ.get("RANK", "0") != "0":
         raise typer.Exit(0)
-    code = EXIT_OVER_BUDGET if result.adaptation.broken else 0
+    code = adapt_code(result.adaptation, result.report)
     written = result.artifact.folder if result.artifact is not None else None
     if json is not None:
         made = {"adaptation": plain(result.adaptation)} if result.report is None else plain(result.report)

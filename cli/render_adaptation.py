@@ -1,9 +1,10 @@
 """An adaptation on the screen: the outcome, every norm, every stage beside the original, what it is worth."""
 
+import math
 from pathlib import Path
 
 from flowopt.cli.render import Screen
-from flowopt.cli.render_results import show_artifact
+from flowopt.cli.render_results import show_artifact, show_findings
 from flowopt.cli.summary import counted
 from flowopt.report.adaptation import LEFT, SWAPPED, Adaptation, Comparison, NormRecord, Stage
 from flowopt.report.report import Report
@@ -33,18 +34,22 @@ def render_adaptation(adaptation: Adaptation, report: Report | None, model: str,
             screen.line(f"warning: {warning}", style="yellow")
         if folder is not None:
             show_artifact(screen, report, folder)
+        else:
+            for level in report.lowered:
+                show_findings(screen, level.verdict.findings)
     if not adaptation.stages:
         screen.line(_next(adaptation), style="bold")
 
 
 def _headline(adaptation: Adaptation, report: Report | None, model: str, folder: Path | None) -> str:
-    done, norms = len(adaptation.swapped), counted(len(adaptation.norms), "norm")
+    whose = f"{len(adaptation.swapped)} of {counted(len(adaptation.norms), 'norm')} of {model}"
+    whose, can_be = (whose, "replaced") if adaptation.norms else (model, "recalibrated")
     if not adaptation.stages:
-        return f"dry-run, nothing written: {done} of {norms} of {model} can be replaced ({adaptation.method})"
+        return f"dry-run, nothing written: {whose} can be {can_be} ({adaptation.method})"
     outcome = "beyond its budget, nothing written" if adaptation.broken else report.outcome if report else "adapted"
     written = "" if folder is not None or adaptation.broken else ", nothing written"
     target = f" for {report.target}" if report is not None else ""
-    return f"{outcome}{written}: {adaptation.method}, {done} of {norms} of {model}{target}"
+    return f"{outcome}{written}: {adaptation.method}, {whose}{target}"
 
 
 def _norms(screen: Screen, adaptation: Adaptation) -> None:
@@ -53,7 +58,9 @@ def _norms(screen: Screen, adaptation: Adaptation) -> None:
     heads = ["", "norm", "kind", "score", "massive", "saves", *(["error"] if stages else []), ""]
     screen.table(heads, [_norm_row(norm, stages) for norm in adaptation.norms], words=3, last_is_words=True, gap=1)
     screen.line()
-    screen.line("score: relative error of the best fixed scale; massive: largest deviation of a token over the median")
+    is_rms = adaptation.method.endswith(" rms")
+    of = "an RMS norm in its place" if is_rms else "the best fixed scale"
+    screen.line(f"score: relative error of {of}; massive: largest deviation of a token over the median")
     saved = sum(norm.saved_bytes for norm in adaptation.swapped)
     screen.line(f"saves: read and written in one run at the captured sizes; {_bytes(saved)} of those to be replaced")
     if stages:
@@ -67,7 +74,11 @@ def _errors(adaptation: Adaptation, stage: str) -> bool:
 def _norm_row(norm: NormRecord, stages: tuple[str, ...]) -> list[str]:
     errors = [" ".join(f"{norm.errors[name]:.3f}" for name in stages if name in norm.errors)] if stages else []
     decision = {SWAPPED: "replaced", LEFT: "left"}.get(norm.decision, norm.reason.partition(":")[0])
-    numbers = [f"{norm.score:.3f}", f"{norm.massive_ratio:.1f}", _bytes(norm.saved_bytes)]
+    numbers = [
+        f"{norm.score:.3f}" if math.isfinite(norm.score) else "-",
+        f"{norm.massive_ratio:.1f}",
+        _bytes(norm.saved_bytes),
+    ]
     kind = f"{norm.kind}, {norm.placement}"
     return [str(norm.position), norm.module or norm.site, kind, *numbers, *errors, decision]
 
@@ -120,6 +131,8 @@ def _comparison(screen: Screen, found: Comparison) -> None:
 
 
 def _next(adaptation: Adaptation) -> str:
+    if not adaptation.norms:
+        return "the same command without --dry-run stores the new statistics and measures what they change"
     if adaptation.swapped:
         return "the same command without --dry-run replaces them and recovers the model's quality"
     return "none can be replaced: --force replaces norms above --threshold too, at the price that the score tells"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowopt.cli.render import Screen
-from flowopt.cli.summary import counted
+from flowopt.cli.summary import adaptation_lines, counted
 from flowopt.report.inspection import ArtifactInspection, ModelInspection, PassFindings, StoredTensors, StreamFindings
 from flowopt.report.stored import StoredReport
 
@@ -43,6 +43,9 @@ def render_artifact(found: ArtifactInspection, path: str) -> None:
     outcome = f"{report.outcome}, for {report.target}, made from {report.source}" if report else "no report"
     screen.line(f"{path}: {outcome}", style="bold")
     screen.line(f"{_operators(found.census)}, {found.weight_bytes:,} bytes stored")
+    if report is not None and report.adaptation is not None:
+        for line in adaptation_lines(report.adaptation):
+            screen.prose(line)
     for note in found.notes:
         screen.prose(f"note: {note}", style="yellow")
     if found.interface:

@@ -6,6 +6,7 @@ from flowopt.pipeline.text import CANONICALIZE
 from flowopt.report.by_regime import RegimeFigures
 from flowopt.report.passes import PassRecord
 from flowopt.report.report import Report
+from flowopt.report.stored import StoredAdaptation
 from flowopt.report.verdict import Metrics, Outcome, Verdict
 
 
@@ -32,6 +33,21 @@ def step_line(report: Report) -> str:
 def explain_headline(report: Report, model: str) -> str:
     """The same for a run that only looks."""
     return f"{_rewrites(report, 'possible in')} {model}{_remarks(report)}"
+
+
+def adaptation_lines(found: StoredAdaptation) -> list[str]:
+    """How a stored model was made of another, and how far it is from that one."""
+    whose = f", {found.swapped} of {counted(found.norms, 'norm')} replaced" if found.norms else ""
+    lines = [f"adapted: {found.method}{whose}; not the function of its original"]
+    where = f"on {counted(found.held_out, 'sample')} of {found.data} that were held out"
+    for one in found.agreement:
+        same = "" if one.top1 is None else f", same largest element {one.top1:.2%}"
+        figures = f"cosine {one.cosine:.4f}, relative error {one.relative_error:.4f}{same}"
+        lines.append(f"{one.output} beside the original's {where}: {figures}")
+    before, after = found.metrics
+    if before is not None and after is not None:
+        lines.append(f"{found.metric} {after:.4f}, the original's {before:.4f}")
+    return lines
 
 
 def _outcome(report: Report, verdict: Verdict) -> str:

@@ -1,6 +1,6 @@
 """What a recovery does, as far as its result depends on it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from flowopt.errors import UserError
@@ -79,4 +79,6 @@ class RecoverySettings:
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
-        raise UserError(f"{name}={value!r}: it must be {wanted}")
+        default = next(one.default for one in fields(RecoverySettings) if one.name == name)
+        hint = f"such as {default}" if default is not None else "leave it out for no limit"
+        raise UserError(f"{name}={value!r}: it must be {wanted}", hint=hint)

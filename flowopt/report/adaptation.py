@@ -22,12 +22,13 @@ class NormRecord:
         kind: ``layer``, ``rms``, ``group`` or ``batch``.
         placement: of its residual stream: ``pre``, ``post``, ``peri``, ``mixed`` or ``none``.
         channels: number of them.
-        score: relative error of the best fixed scale, 0 to 1: how much the norm's divisor varies over tokens.
+        score: relative error of the best fixed scale, 0 to 1: how much the norm's divisor varies over tokens; of an
+            RMS norm, where that takes the norm's place, infinite for what is no layer norm.
         massive_ratio: largest standard deviation of a token over the median.
         massive: tokens that were left out because theirs was too many times the median.
         tokens: those that were counted.
         saved_bytes: what the norm reads and writes in one run at the captured sizes, which is no longer moved when what
-            replaces it folds away.
+            replaces it folds away; 0 where an RMS norm does, which stays.
         decision: ``swapped``, ``refused`` or ``left`` (not asked for).
         reason: why it was refused, with the code first; empty otherwise.
         errors: by stage, the relative error of the norm's value on held-out data.
@@ -118,7 +119,7 @@ class Adaptation:
         method: such as ``swap-norm to unified`` or ``recalibrate-batch-norm by alpha-bn``.
         data: where calibration and training data came from, in words.
         held_out: samples that recovery never saw.
-        norms: every norm of the model; for a recalibration its batch norms.
+        norms: every norm of the model; none for a recalibration.
         stages: in order; the last is what was kept.
         original_metric: the user's metric of the original on the same held-out data; None without one.
         metric: name of the user's metric.

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any
 
 from flowopt.errors import MalformedModel
+from flowopt.report.adaptation import SWAPPED
+from flowopt.report.json_value import JsonValue
 from flowopt.report.report import SCHEMA_VERSION
-
-_WORDS: Final = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,46 @@ class StoredLoop:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredAgreement:
+    """One output of an adapted model beside its original's; attributes as in ``Agreement``."""
+
+    output: str
+    cosine: float
+    relative_error: float
+    top1: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAdaptation:
+    """How a model was changed before it was rewritten, and how far it is from its original since.
+
+    Attributes:
+        norms: of the model; 0 for a recalibration.
+        swapped: those that were replaced.
+        data: in words, of which ``held_out`` samples were never trained on.
+        agreement: after the last stage, on those.
+        metric: name of the user's metric; empty without one.
+        metrics: its value for the original and after the last stage; None where there is none.
+    """
+
+    method: str
+    norms: int
+    swapped: int
+    data: str
+    held_out: int
+    agreement: tuple[StoredAgreement, ...]
+    metric: str
+    metrics: tuple[float | None, float | None]
+
+
+@dataclass(frozen=True, slots=True)
 class StoredReport:
     """A report of this version of the schema; attributes as in ``Report``.
 
     Attributes:
         runtime_level: optimisation level that the artifact runs at; empty where there is none.
         loop: of a folded sampler; None for other models.
+        adaptation: of an adapted model; None for one that is its original's function.
     """
 
     outcome: str
@@ -87,6 +121,7 @@ class StoredReport:
     warnings: tuple[str, ...]
     versions: Mapping[str, str]
     loop: StoredLoop | None = None
+    adaptation: StoredAdaptation | None = None
 
 
 def stored_report(value: object, *, what: str) -> StoredReport:
@@ -99,7 +134,7 @@ def stored_report(value: object, *, what: str) -> StoredReport:
     Raises:
         MalformedModel: no report, one of another version of the schema, or a value of another kind.
     """
-    root = _Value(value, what)
+    root = JsonValue(value, what)
     root.mapping()
     version = root["schema_version"].value
     if version != SCHEMA_VERSION:
@@ -126,14 +161,35 @@ def stored_report(value: object, *, what: str) -> StoredReport:
         warnings=tuple(one.text() for one in root["warnings"].items()),
         versions={name: root["versions"][name].text() for name in root["versions"].mapping()},
         loop=None if root["loop"].value is None else _loop(root["loop"]),
+        adaptation=None if root["adaptation"].value is None else _adaptation(root["adaptation"]),
     )
 
 
-def _loop(one: "_Value") -> StoredLoop:
+def _loop(one: JsonValue) -> StoredLoop:
     return StoredLoop(one["sampler"].text(), one["evaluations"].integer(), one["state"].integer(), one["form"].text())
 
 
-def _pass(one: "_Value") -> StoredPass:
+def _adaptation(one: JsonValue) -> StoredAdaptation:
+    decisions = [norm["decision"].text() for norm in one["norms"].items()]
+    *_, last = one["stages"].items(at_least=1)
+    return StoredAdaptation(
+        method=one["method"].text(),
+        norms=len(decisions),
+        swapped=decisions.count(SWAPPED),
+        data=one["data"].text(),
+        held_out=one["held_out"].integer(),
+        agreement=tuple(_agreement(output) for output in last["agreement"].items()),
+        metric=one["metric"].text(),
+        metrics=(one["original_metric"].number_or_none(), last["metric"].number_or_none()),
+    )
+
+
+def _agreement(one: JsonValue) -> StoredAgreement:
+    top1 = one["top1"].number_or_none()
+    return StoredAgreement(one["output"].text(), one["cosine"].number(), one["relative_error"].number(), top1)
+
+
+def _pass(one: JsonValue) -> StoredPass:
     return StoredPass(
         name=one["name"].text(),
         outcome=one["outcome"].text(),
@@ -143,60 +199,9 @@ def _pass(one: "_Value") -> StoredPass:
     )
 
 
-def _verdict(one: "_Value") -> StoredVerdict:
+def _verdict(one: JsonValue) -> StoredVerdict:
     verdict = one["verdict"]
     figures = (
         StoredFigure(f["output"].text(), f["case"].text(), f["ratio"].number()) for f in verdict["figures"].items()
     )
     return StoredVerdict(one["level"].text(), verdict["outcome"].text(), tuple(figures))
-
-
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """A JSON value and where it stands; absent ones are None."""
-
-    value: object
-    place: str
-
-    def __getitem__(self, key: str) -> Self:
-        return type(self)(self.mapping().get(key), f"{self.place}: {key}")
-
-    def mapping(self) -> Mapping[str, Any]:
-        if not isinstance(self.value, dict):
-            raise self._other("an object")
-        return self.value
-
-    def items(self, *, exactly: int | None = None) -> list[Self]:
-        if not isinstance(self.value, list) or exactly not in (None, len(self.value)):
-            raise self._other("a list" if exactly is None else f"a list of {exactly}")
-        return [type(self)(one, f"{self.place}[{at}]") for at, one in enumerate(self.value)]
-
-    def text(self, *, default: str | None = None) -> str:
-        if self.value is None and default is not None:
-            return default
-        if not isinstance(self.value, str):
-            raise self._other("a text")
-        return self.value
-
-    def integer(self) -> int:
-        if not isinstance(self.value, int) or isinstance(self.value, bool):
-            raise self._other("a whole number")
-        return self.value
-
-    def number(self) -> float:
-        """A number, or one of the three words that JSON has no number for."""
-        if isinstance(self.value, str) and self.value in _WORDS:
-            return _WORDS[self.value]
-        if not isinstance(self.value, (int, float)) or isinstance(self.value, bool):
-            raise self._other("a number")
-        return float(self.value)
-
-    def counts(self) -> dict[str, int]:
-        return {key: self[key].integer() for key in self.mapping()}
-
-    def _other(self, wanted: str) -> MalformedModel:
-        return MalformedModel(
-            f"{self.place} is {type(self.value).__name__}, not {wanted}",
-            why="flowopt writes no such report",
-            hint="write a new one: flowopt optimize leaves report.json in the artifact's folder",
-        )

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import torch
 
-from flowopt.errors import UserError
+from flowopt.errors import BackendFailed, Inconclusive, MissingDependency, UserError
+from flowopt.lowering.staging import Staging
 from flowopt.lowering.targets import target as target_named
 from flowopt.lowering.tvm.toolchain import require_toolchain
 from flowopt.nearest import nearest
@@ -34,6 +35,7 @@ from flowopt.workflows.optimize import default_folder, optimize
 
 # Of the data that is not held out: distillation keeps the state that is best on it.
 _VALIDATION: Final = 0.05
+_ALL: Final = "all"
 _NO_BUDGET: Final = QualityBudget()
 
 
@@ -63,7 +65,7 @@ def adapt(
     held_out: Any = 0.1,
     batch_size: int | None = None,
     most: int | None = None,
-    norms: str = "all",
+    norms: str = _ALL,
     threshold: float = 0.3,
     force: bool = False,
     padding: str = AUTOMATIC,
@@ -112,7 +114,9 @@ def adapt(
         on_progress: gets one line per step.
 
     Raises:
-        UserError: data that does not fit, or norms none of which can be replaced; and as ``optimize``.
+        UserError: data that does not fit, norms none of which can be replaced, or a budget for what is not measured;
+            and as ``optimize``.
+        CannotWrite: the folder, before anything is trained.
         Diverged: distillation.
     """
     wanted = target_named(target, arch)
@@ -120,14 +124,22 @@ def adapt(
         raise UserError("adapt does one thing", hint="swap_norm='unified', or recalibrate='select'")
     _require_known("swap_norm", swap_norm, TARGETS)
     _require_known("recalibrate", recalibrate, RECALIBRATIONS)
+    if recalibrate is not None and norms != _ALL:
+        raise UserError(f"norms={norms!r} chooses norms to swap", hint="leave it out: every batch norm is recalibrated")
     if wanted.backend == "tvm" and not dry_run:
         require_toolchain(wanted.device, arch)
     counted = _outputs(program, outputs)
     name, figure = metric_of(metric, program)
+    budget.require_measurable(_rows(program, counted), has_metric=figure is not None)
     opened = open_data(
         data, program.interface, batch_size=batch_size, held_out=held_out, validation=_VALIDATION, seed=seed, most=most
     )
+    path = Path(folder) if folder is not None else default_folder(program)
     with process_group(torch.device("cpu")):
+        if not dry_run and rank() == 0:
+            # What cannot be written at the end is told at the beginning; leaving it leaves no trace.
+            with Staging(path):
+                pass
         if swap_norm is not None:
             choice = SwapChoice(swap_norm, norms, threshold, force, padding, calibration, dry_run)
             plan = recovery or RecoveryPlan()
@@ -147,7 +159,7 @@ def adapt(
     adaptation = dataclasses.replace(adaptation, broken=broken)
     if broken:
         return AdaptResult(made, None, None, adaptation)
-    return _lowered(program, made, adaptation, target, arch, folder, timing, seed, on_progress)
+    return _lowered(program, made, adaptation, target, arch, path, timing, seed, on_progress)
 
 
 def _lowered(
@@ -156,20 +168,24 @@ def _lowered(
     adaptation: Adaptation,
     target: str,
     arch: str | None,
-    folder: str | Path | None,
+    folder: Path,
     timing: bool,
     seed: int,
     on_progress: Progress,
 ) -> AdaptResult:
     """Fold and lower what was made: exact rewrites of the adapted model, each proved against it."""
-    path = Path(folder) if folder is not None else default_folder(original)
     result = optimize(
-        made, target=target, arch=arch, folder=path, seed=seed, adaptation=adaptation, on_progress=on_progress
+        made, target=target, arch=arch, folder=folder, seed=seed, adaptation=adaptation, on_progress=on_progress
     )
     if result.artifact is None or not timing or target in ("cuda", "tvm-cuda"):
         return AdaptResult(made, result.artifact, result.report, adaptation)
-    comparison = compared(original, result.program, result.artifact, target=target, arch=arch, on_progress=on_progress)
-    adaptation = dataclasses.replace(adaptation, comparison=comparison)
+    try:
+        found = compared(original, result.program, result.artifact, target=target, arch=arch, on_progress=on_progress)
+        adaptation = dataclasses.replace(adaptation, comparison=found)
+    except (BackendFailed, Inconclusive, MissingDependency, UserError) as error:
+        # The artifact is there and verified: that the original has none to compare with takes nothing from it.
+        note = f"not measured beside the original: {error.message}"
+        adaptation = dataclasses.replace(adaptation, notes=(*adaptation.notes, note))
     record_adaptation(result.artifact.folder, adaptation)
     return AdaptResult(made, result.artifact, dataclasses.replace(result.report, adaptation=adaptation), adaptation)
 
@@ -183,6 +199,12 @@ def _outputs(program: Program, wanted: Collection[str]) -> tuple[str, ...]:
             hint=f"its floating outputs: {', '.join(floating)}" if floating else "",
         )
     return tuple(wanted) or tuple(floating)
+
+
+def _rows(program: Program, outputs: Iterable[str]) -> dict[str, int | str]:
+    """How many elements a row of each output has."""
+    shapes = {name: program.shape(name) for name in outputs}
+    return {name: shape[-1] if len(shape) > 1 else 1 for name, shape in shapes.items()}
 
 
 def _held_out(data: Data) -> int:

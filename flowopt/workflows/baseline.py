@@ -125,8 +125,13 @@ class Baseline:
         raise RequirementNotMet(
             f"{count} worse than in the baseline {self.path}",
             why="\n".join([*worse[:_MOST_LINES], *more]),
-            hint="flowopt explain shows every site; where this is meant, make the new report.json the baseline",
+            hint=self._hint(),
         )
+
+    def _hint(self) -> str:
+        meant = "flowopt explain shows every site; where this is meant, make the new report.json the baseline"
+        adapted = self.report.adaptation
+        return meant if adapted is None else f"{meant}\nthe baseline is of an adapted model: {adapted.method}"
 
 
 def opened_baseline(baseline: str | Path | Baseline, program: Program) -> Baseline:

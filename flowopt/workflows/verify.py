@@ -12,6 +12,7 @@ from flowopt.errors import MalformedModel, MissingDependency, UserError
 from flowopt.formats.limits import DEFAULT_LIMITS, Limits
 from flowopt.program.loading.load import Trust, load
 from flowopt.program.program import Program
+from flowopt.report.stored import stored_report
 from flowopt.report.verdict import Figures, Finding, Outcome, Verdict
 from flowopt.runtime.artifact import Artifact
 from flowopt.runtime.trial import require_harmless
@@ -109,6 +110,7 @@ def verify(
         )
     if candidate_run.unusable is not None:
         raise candidate_run.unusable
+    verdict = replace(verdict, notes=(*verdict.notes, *_adapted(other)))
     worst = worst_case(verdict, evidence) if reproducer is not None else None
     if reproducer is not None and worst is not None:
         save_reproducer(Path(reproducer), worst, original)
@@ -138,6 +140,22 @@ def _with_threads(
         ).run_named
 
     return opened
+
+
+def _adapted(candidate: Program | Artifact) -> tuple[str, ...]:
+    """That the candidate is another function by intent, where its report says so."""
+    if not isinstance(candidate, Artifact) or candidate.report.get("adaptation") is None:
+        return ()
+    try:
+        found = stored_report(dict(candidate.report), what="report.json").adaptation
+    except MalformedModel:
+        return ()
+    if found is None:
+        return ()
+    return (
+        f"the candidate was adapted ({found.method}) and is not meant to be the same function; "
+        f"flowopt inspect {candidate.folder} says how near it is on data",
+    )
 
 
 class _CandidateRun:

@@ -59,7 +59,7 @@ def open_data(
     if seed < 0 or (most is not None and most < 1):
         raise UserError(f"seed={seed}, most={most}: the seed is 0 or more, and most 1 or more")
     if isinstance(held_out, bool) or (isinstance(held_out, int | float) and not 0 <= held_out < 1):
-        raise UserError(f"held_out={held_out} is a fraction from 0 to below 1, or data of its own")
+        raise UserError(f"held_out={held_out} is a fraction from 0 to below 1, or data of its own", hint="such as 0.1")
     if not 0 <= validation < 0.5:
         raise UserError(f"validation={validation} is a fraction from 0 to below 0.5")
     fitting = Fitting(interface)

@@ -35,6 +35,24 @@ class QualityBudget:
         named = {"min_cosine": self.min_cosine, "min_agreement": self.min_agreement, "max_drop": self.max_drop}
         return {name: value for name, value in named.items() if value is not None}
 
+    def require_measurable(self, rows: Mapping[str, int | str], *, has_metric: bool) -> None:
+        """Refuse limits on what will not be measured, before anything is trained.
+
+        Args:
+            rows: elements of a row, which is the last axis, by output that counts.
+            has_metric: whether there is a metric of the user's.
+
+        Raises:
+            UserError: a limit on the metric, and there is none; or one on the largest elements of rows of one.
+        """
+        if self.max_drop is not None and not has_metric:
+            raise _no_metric()
+        if self.min_agreement is not None and all(size == 1 for size in rows.values()):
+            raise UserError(
+                f"min_agreement counts rows whose largest element stays, and those of {', '.join(rows)} have one",
+                hint="min_cosine, or a metric and max_drop",
+            )
+
     def broken(self, stage: Stage, original_metric: float | None) -> tuple[str, ...]:
         """What a stage does not keep, in words.
 
@@ -51,8 +69,12 @@ class QualityBudget:
         if self.max_drop is None:
             return tuple(said)
         if stage.metric is None or original_metric is None:
-            raise UserError("max_drop limits a metric, and none was given", hint="--metric accuracy:labels")
+            raise _no_metric()
         drop = original_metric - stage.metric
         if not drop <= self.max_drop:
             said.append(f"the metric fell by {drop:.4g}, {self.max_drop:g} is the most")
         return tuple(said)
+
+
+def _no_metric() -> UserError:
+    return UserError("max_drop limits a metric, and none was given", hint="--metric accuracy:labels")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import Final
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from flowopt.analysis.norm_fit import NormFit
 from flowopt.analysis.norm_parts import norm_parts
 from flowopt.analysis.norm_sites import NormKind, NormSite, norm_sites
 from flowopt.errors import UserError
-from flowopt.passes.swap.swap_norm import SwapNorm
+from flowopt.passes.swap.swap_norm import SwapNorm, error_of_rms
 from flowopt.program.program import Program
 from flowopt.recovery.calibrate import calibrate
 from flowopt.recovery.data.data import Data
@@ -38,6 +38,7 @@ PREPARATION: Final = (
 )
 AUTOMATIC: Final = "auto"
 NONE: Final = "none"
+RMS: Final = "rms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +104,14 @@ def judged(
     mask = padding_input(prepared, padding)
     batches: list[Mapping[str, Tensor]] = [batch.inputs for batch in data.calibration(calibration)]
     fits = calibrate(prepared, sites, batches, padding=mask, on_progress=on_progress)
-    wanted = wanted_norms(norms, sites, fits)
+    scores = _scores(to, sites, fits)
+    wanted = wanted_norms(norms, sites, fits, scores)
     refusals = _refusals(prepared, to, fits, wanted, threshold, force)
     chosen = tuple(site for site in wanted if site.name not in refusals)
-    saved = _moved_bytes(prepared, sites)
+    saved = dict.fromkeys(fits, 0) if to == RMS else _moved_bytes(prepared, sites)
     names = {site.name for site in wanted}
     records = tuple(
-        _record(site, fits[site.name], saved[site.name], site.name in names, refusals.get(site.name, ""))
+        _record(site, fits[site.name], scores, saved, is_wanted=site.name in names, reason=refusals.get(site.name, ""))
         for site in sites
     )
     return Judged(prepared, sites, fits, chosen, records, mask)
@@ -139,6 +141,13 @@ def padding_input(program: Program, wanted: str) -> str | None:
     # Archives come without examples, and a mask of zeros and ones is an integer like any other.
     masks = masks or [name for name in names if "mask" in name and len(program.shape(name)) == 2]
     return masks[0] if len(masks) == 1 else None
+
+
+def _scores(to: str, sites: tuple[NormSite, ...], fits: Mapping[str, NormFit]) -> dict[str, float]:
+    """The relative error that what takes a norm's place leaves by itself; infinite where nothing of the kind can."""
+    if to != RMS:
+        return {site.name: fits[site.name].score for site in sites}
+    return {site.name: error_of_rms(fits[site.name]) if site.kind is NormKind.LAYER else inf for site in sites}
 
 
 def _refusals(
@@ -171,7 +180,15 @@ def _moved_bytes(program: Program, sites: tuple[NormSite, ...]) -> dict[str, int
     return found
 
 
-def _record(site: NormSite, fit: NormFit, saved: int, is_wanted: bool, reason: str) -> NormRecord:
+def _record(
+    site: NormSite,
+    fit: NormFit,
+    scores: Mapping[str, float],
+    saved: Mapping[str, int],
+    *,
+    is_wanted: bool,
+    reason: str,
+) -> NormRecord:
     return NormRecord(
         position=site.position,
         site=site.name,
@@ -179,11 +196,11 @@ def _record(site: NormSite, fit: NormFit, saved: int, is_wanted: bool, reason: s
         kind=str(NormKind(site.kind).value),
         placement="none" if site.placement is None else site.placement.value,
         channels=site.channels,
-        score=fit.score,
+        score=scores[site.name],
         massive_ratio=fit.massive_ratio,
         massive=fit.massive,
         tokens=fit.tokens,
-        saved_bytes=saved,
+        saved_bytes=saved[site.name],
         decision=LEFT if not is_wanted else REFUSED if reason else SWAPPED,
         reason=reason,
     )

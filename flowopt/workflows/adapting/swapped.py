@@ -23,11 +23,9 @@ from flowopt.recovery.trainable import Trainable
 from flowopt.report.adaptation import Stage
 from flowopt.report.passes import PassRecord
 from flowopt.workflows.adapting.agreement import Metric, Outputs, measured_agreement
-from flowopt.workflows.adapting.judged import Judged
+from flowopt.workflows.adapting.judged import RMS, Judged
 from flowopt.workflows.adapting.leaves import leaf_of, trained_fits, uncalibrated
 from flowopt.workflows.adapting.recovery_plan import DISTILL, MATCH, RIDGE, RecoveryPlan
-
-_RMS = "rms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ class Swapping:
     def _student(self, fits: Mapping[str, NormFit]) -> Trainable:
         """The model with a module in the place of each chosen norm; an RMS norm is an operator of its own."""
         base, padding = self.judged.program, self.judged.padding
-        if self.to == _RMS:
+        if self.to == RMS:
             return Trainable(self._with_pass(base, fits)[0], padding=padding).eval()
         leaves = {
             site.name: (site.source, leaf_of(self.to, site, fits[site.name], base.node(site.name).meta["val"].dtype))
@@ -189,7 +187,7 @@ class Swapping:
 
     def _frozen(self, student: Trainable) -> tuple[Program, PassRecord]:
         """What was trained, as operators."""
-        if self.to == _RMS:
+        if self.to == RMS:
             return student.trained_program(), self._with_pass(self.judged.program, self.judged.fits)[1]
         return self._with_pass(student.trained_program(), trained_fits(self.judged.fits, dict(student.leaves.items())))
 

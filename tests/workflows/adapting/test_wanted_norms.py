@@ -19,6 +19,7 @@ SITES = tuple(
 FITS = {
     f"n{at}": NormFit(f"n{at}", 9, 0, score, 1.0, 1.0, _NOTHING, _NOTHING, _NOTHING) for at, score in enumerate(_SCORES)
 }
+SCORES = {name: fit.score for name, fit in FITS.items()}
 
 
 @pytest.mark.parametrize(
@@ -35,15 +36,15 @@ FITS = {
     ],
 )
 def test_a_text_names_norms_in_graph_order(text: str, positions: list[int]) -> None:
-    assert [site.position for site in wanted_norms(text, SITES, FITS)] == positions
+    assert [site.position for site in wanted_norms(text, SITES, FITS, SCORES)] == positions
 
 
 def test_norms_of_massive_activations_are_the_best_last() -> None:
     fits = FITS | {"n3": dataclasses.replace(FITS["n3"], massive=2)}
-    assert [site.position for site in wanted_norms("best:4", SITES, fits)] == [0, 1, 2, 4]
+    assert [site.position for site in wanted_norms("best:4", SITES, fits, SCORES)] == [0, 1, 2, 4]
 
 
 @pytest.mark.parametrize("text", ["best:0", "best:6", "5", "3-1", "decoder.*", "", "all,", "best"])
 def test_a_text_that_names_nothing_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="of 5 norms|names no norm"):
-        wanted_norms(text, SITES, FITS)
+        wanted_norms(text, SITES, FITS, SCORES)
