@@ -28,6 +28,7 @@ from flowopt.recovery.distributed import (
     mean_over_ranks,
     process_group,
     rank,
+    world_size,
 )
 from flowopt.recovery.identity import identity_of, require_same
 from flowopt.recovery.objective import Objective
