@@ -31,6 +31,7 @@ from flowopt.cli.adapt_options import (
     Recover,
     Resume,
     ScheduleOption,
+    Settle,
     Steps,
     SwapNorm,
     TargetWeight,
@@ -74,6 +75,7 @@ def adapt(
     optimizer: OptimizerOption = "adamw",
     loss: Loss = "mse",
     schedule: ScheduleOption = "all",
+    settle: Settle = 0.8,
     output: Output = None,
     metric: MetricOption = None,
     min_cosine: MinCosine = None,
@@ -155,6 +157,7 @@ def adapt(
         optimizer=optimizer,
         loss=loss,
         schedule=schedule,
+        settle=settle,
         checkpoint=checkpoint,
         resume=resume,
     )

@@ -12,11 +12,11 @@ SwapNorm = Annotated[
     typer.Option("--swap-norm", show_default=False, help="Replace norms; all but rms become a fixed scale and shift."),
 ]
 Recalibrate = Annotated[
-    Literal["reestimate", "alpha-bn", "select"] | None,
+    Literal["reestimate", "alpha-bn", "select", "freeze"] | None,
     typer.Option(
         "--recalibrate",
         show_default=False,
-        help="New statistics for batch norms: the data's, a mixture with the old ones, or whatever judges best.",
+        help="Batch norms get the data's statistics, a mixture, or what is best; freeze: norms of test time.",
     ),
 ]
 DataOption = Annotated[
@@ -69,6 +69,12 @@ Loss = Annotated[
         "--loss",
         metavar="mse|kl|cosine|PKG.MODULE:NAME",
         help="Of distillation: between outputs of the original and of the adapted model.",
+    ),
+]
+Settle = Annotated[
+    float,
+    typer.Option(
+        "--settle", metavar="SHARE", min=0.0, max=1.0, help="Share of the steps, the last, with frozen statistics."
     ),
 ]
 ScheduleOption = Annotated[

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -103,6 +104,47 @@ def test_the_lines_for_tvm_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with torch.no_grad():
         # Sums of 8 products in another order.
         assert torch.allclose(torch.from_numpy(found), model(ids, mask), atol=1e-6)
+
+
+MY_CLASSIFIER = """
+import torch
+from torch import nn
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Linear(6, 16), nn.LayerNorm(16)
+        self.middle, self.last_norm, self.head = nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 3)
+
+    def forward(self, images):
+        hidden = self.first(images)
+        hidden = hidden + torch.tanh(self.middle(self.norm(hidden)))
+        return self.head(self.last_norm(hidden))
+
+def model():
+    torch.manual_seed(0)
+    return Classifier().eval()
+"""
+
+
+def test_the_commands_for_norms_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names: dict[str, Any] = {}
+    exec(MY_CLASSIFIER, names)
+    model, images = names["model"](), torch.randn(128, 6, generator=torch.Generator().manual_seed(1))
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(model, (images[:3],), dynamic_shapes={"images": {0: batch}}, strict=False)
+    torch.export.save(exported, tmp_path / "vit.pt2")
+    np.savez(tmp_path / "images.npz", images=images.numpy(), labels=model(images).argmax(-1).numpy())
+    monkeypatch.chdir(tmp_path)
+    found = commands("Swap norms")
+    assert len(found) == 2 and found[0].endswith("--dry-run")
+    for command in found:
+        # A model this small needs no 500 steps, and nobody reads its latency.
+        quick = [] if command.endswith("--dry-run") else ["--steps", "30", "--no-timing", "--max-drop", "0.5"]
+        assert main([*shlex.split(command)[1:], *quick]) == 0, (command, capsys.readouterr())
+    assert (tmp_path / "out" / "model.onnx").exists()
 
 
 def test_the_commands_for_samplers_run(

@@ -92,7 +92,8 @@ def adapt(
         data: a file, a folder, arrays by name, batches, or a function that gives them: as for
             ``flowopt.recovery.data.open_data``.
         swap_norm: ``unified``, ``power``, ``frozen``, ``batch`` or ``rms``: what takes the norms' places.
-        recalibrate: instead: ``reestimate``, ``alpha-bn`` or ``select``: new statistics for batch norms.
+        recalibrate: instead: ``reestimate``, ``alpha-bn`` or ``select``: new statistics for batch norms; ``freeze``:
+            for those that go by their batch at test time too.
         held_out: share of the data that recovery never sees, or other data.
         batch_size, most: samples in a batch, and in all.
         norms: ``all``, ``best:6``, positions ``0,2,4-7``, or patterns of module paths.

@@ -74,6 +74,16 @@ def test_write_a_pass(tmp_path: Path) -> None:
     assert "no-sigmoid" in output
 
 
+@pytest.mark.slow
+def test_swap_the_norms(tmp_path: Path) -> None:
+    output = run(str(EXAMPLES / "swap_the_norms.py"), "unified", "100", folder=tmp_path)
+    assert output.startswith("approximate: 9 of 9 norms, swap-norm to unified\n")
+    accuracy = {line.split()[0]: float(line.split("accuracy ")[1][:6]) for line in output.splitlines()[1:-1]}
+    assert list(accuracy) == ["original", "uncalibrated", "swapped", "ridge", "distill"]
+    assert accuracy["distill"] > 0.9 > accuracy["swapped"]
+    assert output.endswith("normalizations in the ONNX file: none\n")
+
+
 def pixels_of(picture: Path) -> bytes:
     """The scanlines of a picture of 10 x 8 digits, each with its filter in front."""
     written = picture.read_bytes()
@@ -132,7 +142,8 @@ def test_the_demo_prints_both_models(tmp_path: Path) -> None:
 
 def test_every_example_is_run_here() -> None:
     text = Path(__file__).read_text()
-    # minilm.py is a factory: the demo and the zoo run it. digits_flow.py is the network of fold_a_sampler.py.
-    parts = ("minilm.py", "digits_flow.py")
+    # minilm.py is a factory: the demo and the zoo run it; minilm_texts.py is data for it. digits_flow.py is the network
+    # of fold_a_sampler.py.
+    parts = ("minilm.py", "minilm_texts.py", "digits_flow.py")
     missing = [p.name for p in EXAMPLES.glob("*.py") if p.name not in parts and f'"{p.name}"' not in text]
     assert not missing

@@ -7,19 +7,19 @@ from typing import Final, final
 
 from torch import Tensor
 
-from flowopt.analysis.channel_statistics import ChannelStatistics
 from flowopt.errors import InternalError, UserError
+from flowopt.passes.swap.freeze_test_time_norm import FreezeTestTimeNorm
 from flowopt.passes.swap.recalibrate_batch_norm import RecalibrateBatchNorm
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.program import Program
 from flowopt.recovery.data.data import Data
-from flowopt.recovery.recalibrate import alpha, reestimate
+from flowopt.recovery.recalibrate import alpha, reestimate, statistics_at_test_time
 from flowopt.recovery.select_statistics import Runner, Selection, selected
 from flowopt.report.adaptation import Adaptation, Stage
 from flowopt.workflows.adapting.agreement import Metric, Outputs, measured_agreement
 from flowopt.workflows.pipelines import Pipeline
 
-RECALIBRATIONS: Final = ("reestimate", "alpha-bn", "select")
+RECALIBRATIONS: Final = ("reestimate", "alpha-bn", "select", "freeze")
 
 
 @final
@@ -28,7 +28,7 @@ class Recalibrating:
     """One recalibration; attributes as the arguments of ``flowopt.adapt``.
 
     Attributes:
-        way: ``reestimate``, ``alpha-bn`` or ``select``.
+        way: ``reestimate``, ``alpha-bn``, ``select``, or ``freeze`` for norms that go by their batch at test time too.
         calibration: number of batches that are measured.
     """
 
@@ -50,9 +50,9 @@ class Recalibrating:
         """
         prepared = Pipeline(["canonicalize-aten"]).run(self.program, verify="each", seed=self.seed).program
         started = time.perf_counter()
-        statistics, tried, note = self._statistics(prepared)
+        rewrite, tried, note = self._rewrite(prepared)
         said = Adaptation(
-            method=f"recalibrate-batch-norm by {self.way}",
+            method=f"{rewrite.pass_name()}{'' if self.way == 'freeze' else f' by {self.way}'}",
             data="",
             held_out=0,
             norms=(),
@@ -62,28 +62,34 @@ class Recalibrating:
         )
         if dry_run:
             return prepared, said
-        run = run_passes(prepared, [RecalibrateBatchNorm(statistics=statistics)])
+        run = run_passes(prepared, [rewrite])
         (record,) = run.records
-        if len(record.applied) != len(statistics):
+        if len(record.applied) != len(rewrite.statistics):
             first = next(iter(record.refused), None)
-            raise InternalError(f"{len(record.applied)} of {len(statistics)} batch norms were recalibrated: {first}")
+            raise InternalError(f"{len(record.applied)} of {len(rewrite.statistics)} batch norms changed: {first}")
         original = self._measured("original", prepared, prepared, 0.0)
         seconds = time.perf_counter() - started
         stage = self._measured(self.way, run.program, prepared, seconds)
         return run.program, replace(said, stages=(stage,), original_metric=original.metric)
 
-    def _statistics(self, program: Program) -> tuple[Mapping[str, ChannelStatistics], dict[str, float], str]:
-        """The new statistics by norm, what else was tried, and what was done in words."""
+    def _rewrite(self, program: Program) -> tuple[RecalibrateBatchNorm | FreezeTestTimeNorm, dict[str, float], str]:
+        """The pass with the new statistics, what else was tried, and what was done in words."""
         batches = [batch.inputs for batch in self.data.calibration(self.calibration)]
+        if self.way == "freeze":
+            frozen = statistics_at_test_time(program, batches)
+            note = f"{len(frozen)} norms that went by their batch have the data's statistics for good"
+            return FreezeTestTimeNorm(statistics=frozen), {}, note
+        if self.way == "select":
+            selection = self._selected(program, batches)
+            figures = {trial.name: trial.figure for trial in selection.trials}
+            by = "the metric on calibration batches" if self.metric is not None else "the mean entropy of predictions"
+            note = f"{selection.chosen.name}, chosen by {by}"
+            return RecalibrateBatchNorm(statistics=selection.chosen.statistics), figures, note
         weight = 1.0 if self.way == "reestimate" else self.target_weight
-        if self.way != "select":
-            found = reestimate(program, batches, target_weight=weight, on_progress=self.on_progress)
-            mixed = alpha(program, found, weight)
-            return mixed, {}, f"{len(mixed)} batch norms; the data's statistics have the weight {weight:g}"
-        selection = self._selected(program, batches)
-        figures = {trial.name: trial.figure for trial in selection.trials}
-        by = "the metric on calibration batches" if self.metric is not None else "the mean entropy of predictions"
-        return selection.chosen.statistics, figures, f"{selection.chosen.name}, chosen by {by}"
+        found = reestimate(program, batches, target_weight=weight, on_progress=self.on_progress)
+        mixed = alpha(program, found, weight)
+        note = f"{len(mixed)} batch norms; the data's statistics have the weight {weight:g}"
+        return RecalibrateBatchNorm(statistics=mixed), {}, note
 
     def _selected(self, program: Program, batches: list[Mapping[str, Tensor]]) -> Selection:
         if self.metric is None:

@@ -61,6 +61,7 @@ class RecoveryPlan:
         optimizer: OptimizerName,
         loss: str,
         schedule: Schedule,
+        settle: float,
         checkpoint: Path | None,
         resume: bool,
     ) -> "RecoveryPlan":
@@ -76,6 +77,7 @@ class RecoveryPlan:
             optimizer=optimizer,
             loss=loss,
             schedule=schedule,
+            settle=settle,
             evaluate_every=max(1, steps // _EVALUATIONS),
             time_limit_seconds=None if minutes is None else 60 * minutes,
         )

@@ -42,7 +42,7 @@ def test_free_and_fixed_extents_agree_with_float64(name: str) -> None:
 
 
 # TVM scans in a kernel without blocks, which stays as it is.
-@pytest.mark.parametrize("name", CASES.keys() - {"running sum"})
+@pytest.mark.parametrize("name", [name for name in CASES if name != "running sum"])
 def test_every_kernel_is_scheduled(name: str) -> None:
     kernels = kernels_of(_module(name, ("a", "b", 48)))
     assert kernels and all(kernel.attrs["tirx.is_scheduled"] for kernel in kernels.values())
