@@ -271,16 +271,16 @@ def test_latency_and_memory_are_measured_beside_the_original(tmp_path: Path) -> 
     found = result.adaptation.comparison
     assert found is not None and result.report is not None and result.report.adaptation is result.adaptation
     assert found.ratio.low <= found.ratio.value <= found.ratio.high
-    assert 0 < found.stored_bytes[1] < found.stored_bytes[0] and found.adapted_ms > 0
+    assert 0 < found.stored_bytes[1] <= found.stored_bytes[0] and found.adapted_ms > 0
     assert content(tmp_path)["adaptation"]["comparison"] == plain(found)
-    assert flowopt.load_artifact(tmp_path).report["adaptation"] is not None
+    assert flowopt.Artifact.open(tmp_path).report["adaptation"] == plain(result.adaptation)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["power", "frozen", "batch", "unified"])
 @pytest.mark.parametrize("recover", ["match", "distill"])
 def test_every_kind_folds_and_is_recovered(tmp_path: Path, to: str, recover: str) -> None:
-    settings = dataclasses.replace(SETTINGS, schedule="one-at-a-time")
+    settings = dataclasses.replace(SETTINGS, schedule="one-at-a-time", settle=0.8)
     plan = flowopt.RecoveryPlan(steps=(recover,), settings=settings, match_steps=30)
     result = tagger(tmp_path / "artifact", swap_norm=to, recovery=plan)
     assert result.report is not None
