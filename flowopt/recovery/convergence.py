@@ -46,7 +46,7 @@ def _diverged(state: RunState, settings: RecoverySettings, message: str) -> Dive
     rate = settings.learning_rate
     return Diverged(
         message,
-        why=f"it was {state.history[0].held_out:.4g} on held-out data before training" if state.history else "",
+        why=f"it was {state.history[0].held_out:.4g} before training" if state.history else "",
         hint=f"a smaller learning rate, such as {rate / 3:.2g} instead of {rate:.2g}\n"
         "fewer norms: leave out those with the largest scores\n"
         "the schedule one-at-a-time",

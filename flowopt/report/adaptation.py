@@ -127,7 +127,7 @@ class Adaptation:
         budget: limits that were asked for, by name.
         broken: those of them that the last stage does not keep, in words; empty: it is within its budget.
         tried: of a selection, the alternatives and their figure.
-        losses: (step, held-out loss) of distillation.
+        losses: (step, validation loss) of distillation: on samples that are neither trained on nor held out.
         notes: what a reader should know.
         comparison: latency and memory beside the original; None where it was not measured.
     """

@@ -34,7 +34,13 @@ def _forward(m: Any, x: Tensor) -> Tensor:
 
 @cache
 def classifier() -> Program:
-    """Trained on ``images``: the statistics by running, the head by least squares. For any number of images."""
+    """``trained``, captured for any number of images, with one spelling of its norms."""
+    free, ranges = {"x": {0: "batch"}}, {"batch": (1, None)}
+    return canonical(capture(trained(), (images(3, 1)[0],), dynamic=free, dims=ranges))
+
+
+def trained() -> nn.Module:
+    """Trained on ``images``: the statistics by running, the head by least squares."""
     module = randomised(
         Written(
             _forward,
@@ -62,8 +68,7 @@ def classifier() -> Program:
         solved = torch.linalg.solve(rows.T @ rows + torch.eye(97, dtype=torch.float64), rows.T @ wanted)
         module.head.weight.copy_(solved[:-1].T)
         module.head.bias.copy_(solved[-1])
-    free, ranges = {"x": {0: "batch"}}, {"batch": (1, None)}
-    return canonical(capture(module, (x[:3],), dynamic=free, dims=ranges))
+    return module
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -37,7 +37,7 @@ class Swapped:
         record: of the pass that wrote them.
         stages: in order.
         errors: of norms' values on held-out data, by site and stage.
-        losses: (step, held-out loss) of distillation.
+        losses: (step, validation loss) of distillation.
     """
 
     program: Program
@@ -153,7 +153,7 @@ class Swapping:
         )
         ended = {"steps": "all steps", "patience": "no improvement", "time": "the time limit"}[found.stopped]
         note = (
-            f"{found.steps} steps, ended by {ended}; held-out loss {found.start_loss:.3g}, the least is "
+            f"{found.steps} steps, ended by {ended}; validation loss {found.start_loss:.3g}, the least is "
             f"{found.best_loss:.3g} at step {found.best_step}, which was kept"
         )
         return (note,), tuple((one.step, one.held_out) for one in found.history)
