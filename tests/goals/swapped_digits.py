@@ -23,7 +23,7 @@ def adapted(to: str, folder: Path, seed: int = 0, steps: int = STEPS) -> flowopt
     images, labels = load_images()
     seen, held_out = split(seed)
     program = flowopt.capture(model, (images[:3],), dynamic={"images": {0: "batch"}}, dims={"batch": (1, 64)})
-    settings = flowopt.RecoverySettings(steps=steps, learning_rate=1e-3, loss="kl", evaluate_every=max(1, steps // 10))
+    settings = flowopt.RecoverySettings(steps=steps, learning_rate=2e-3, loss="kl", evaluate_every=max(1, steps // 10))
     return flowopt.adapt(
         program,
         swap_norm=to,

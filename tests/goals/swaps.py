@@ -72,7 +72,12 @@ def _digits() -> Measured:
 def swapped_minilm(norms: str, minutes: float, *, force: bool) -> Adaptation:
     """MiniLM with some of its norms swapped, recovered on docstrings of installed packages."""
     settings = RecoverySettings(
-        steps=STEPS, learning_rate=2e-4, loss="mse", evaluate_every=100, time_limit_seconds=60 * minutes
+        steps=STEPS,
+        learning_rate=2e-4,
+        loss="mse",
+        feature_weight=1.0,
+        evaluate_every=100,
+        time_limit_seconds=60 * minutes,
     )
     program = flowopt.capture(**minilm())
     with tempfile.TemporaryDirectory() as scratch:
