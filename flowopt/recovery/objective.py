@@ -12,11 +12,10 @@ from flowopt.program.program import Program
 from flowopt.recovery.losses import Distance, cosine_distance, divergence, relative_error
 from flowopt.recovery.settings import RecoverySettings
 from flowopt.recovery.trainable import Trainable, device_of
-from flowopt.recovery.user_loss import OutputLoss, Outputs, user_loss
+from flowopt.recovery.user_loss import LOSSES, OutputLoss, Outputs, user_loss
 
 # Swapped norms train with the statistics of a batch: what that does to a loss which was almost 0 is no divergence.
 _NOISE: Final = 1e-2
-_KNOWN: Final = ("kl", "mse", "cosine")
 
 _Loss = Callable[[Outputs, Outputs, Mapping[str, Tensor], Tensor | None], Tensor]
 
@@ -41,7 +40,7 @@ class Objective(nn.Module):
         super().__init__()
         self.student = student
         self._teacher = teacher
-        self.noise = _NOISE if settings.loss in _KNOWN else 0.0
+        self.noise = _NOISE if settings.loss in LOSSES else 0.0
         self._features = settings.features
         self._feature_weight = settings.feature_weight
         self._loss = _loss_of(settings, _compared(student.program, teacher, settings.outputs))
@@ -92,10 +91,10 @@ def _compared(student: Program, teacher: Program, wanted: tuple[str, ...]) -> tu
 
 
 def _loss_of(settings: RecoverySettings, outputs: tuple[str, ...]) -> _Loss:
-    if settings.loss not in _KNOWN:
+    if settings.loss not in LOSSES:
         return _of_user(user_loss(settings.loss))
     distances: tuple[Distance, ...] = (divergence(settings.temperature), relative_error, cosine_distance)
-    return _mean_of(dict(zip(_KNOWN, distances, strict=True))[settings.loss], outputs)
+    return _mean_of(dict(zip(LOSSES, distances, strict=True))[settings.loss], outputs)
 
 
 def _mean_of(distance: Distance, names: tuple[str, ...]) -> _Loss:

@@ -67,7 +67,7 @@ def parted(batches: Sequence[Inputs], held_out: Sequence[Inputs] | None) -> tupl
     if not batches or not held_out:
         raise UserError(
             "a fit needs at least one batch, and another one to be judged by",
-            hint="give more calibration batches",
+            hint="more data, smaller batches (--batch-size 8), or more of them for calibration",
         )
     return batches, held_out
 

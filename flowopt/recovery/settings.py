@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from flowopt.errors import UserError
+from flowopt.recovery.user_loss import require_loss_name
 
 OptimizerName = Literal["adamw", "adamp", "sgdp"]
 Schedule = Literal["all", "one-at-a-time"]
@@ -75,6 +76,7 @@ class RecoverySettings:
         limit = self.time_limit_seconds
         _require(limit is None or limit > 0, "time_limit_seconds", limit, "a number above 0, or None")
         _require(self.optimizer in ("adamw", "adamp", "sgdp"), "optimizer", self.optimizer, "adamw, adamp or sgdp")
+        require_loss_name(self.loss)
         _require(self.schedule in ("all", "one-at-a-time"), "schedule", self.schedule, "all or one-at-a-time")
 
 

@@ -11,8 +11,19 @@ from flowopt.program.loading.imported import IMPORTED_NAME, called, imported_fun
 Outputs = Mapping[str, Tensor]
 OutputLoss = Callable[[Outputs, Outputs, Mapping[str, Tensor]], Tensor]
 
+LOSSES: Final = ("kl", "mse", "cosine")
 _RETURNS: Final = "one number to be made small, a tensor made of the outputs"
 _BRIEF: Final = "a loss of (outputs, teacher, extra): (outputs['logits'] - teacher['logits']).square().mean()"
+
+
+def require_loss_name(text: str) -> None:
+    """Refuse what is neither one of ``LOSSES`` nor such a name.
+
+    Raises:
+        UserError: it is none.
+    """
+    if text not in LOSSES and not IMPORTED_NAME.fullmatch(text):
+        raise UserError(f"no loss {text!r}", hint=f"{', '.join(LOSSES)}, or package.module:function")
 
 
 def user_loss(text: str) -> OutputLoss:
@@ -29,8 +40,7 @@ def user_loss(text: str) -> OutputLoss:
         MissingDependency: its module imports a package that is not installed.
         UserError: it is no such name; or, when it is called, it raises, or returns something else.
     """
-    if not IMPORTED_NAME.fullmatch(text):
-        raise UserError(f"no loss {text!r}", hint="kl, mse, cosine, or package.module:function")
+    require_loss_name(text)
     function: Callable[..., Any] = imported_function(text, _RETURNS, _BRIEF)
 
     def loss(outputs: Outputs, teacher: Outputs, extra: Mapping[str, Tensor]) -> Tensor:

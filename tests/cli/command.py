@@ -38,6 +38,16 @@ def flowopt(*arguments: object) -> Ran:
     return Ran(code, out.getvalue(), err.getvalue())
 
 
+def refused(ran: Ran, code: int = 2) -> str:
+    """The message, which fits a screen and says what to write."""
+    assert (ran.code, ran.out) == (code, ""), (ran.code, ran.out, ran.err)
+    lines = ran.err[ran.err.index("flowopt: ") :].splitlines()
+    assert lines[0].endswith(f"(exit {code})")
+    assert any(line.startswith("  try   ") for line in lines)
+    assert len(lines) <= 20
+    return "\n".join(lines)
+
+
 def python(*arguments: str, folder: Path) -> Ran:
     """A fresh interpreter in ``folder``, which is not the repository's."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

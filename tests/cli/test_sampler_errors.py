@@ -8,23 +8,13 @@ from typing import Any
 import diffusers
 import pytest
 
-from tests.cli.command import Ran, flowopt
+from tests.cli.command import flowopt, refused
 
 NATIVE = ("--solver", "euler", "--steps", "4", "--convention", "diffusers-flow")
 
 
 def model(name: str) -> str:
     return f"tests.cli.samplers:{name}"
-
-
-def refused(ran: Ran, code: int = 2) -> str:
-    """The message, which fits a screen and says what to write."""
-    assert (ran.code, ran.out) == (code, ""), (ran.code, ran.out, ran.err)
-    lines = ran.err[ran.err.index("flowopt: ") :].splitlines()
-    assert lines[0].endswith(f"(exit {code})")
-    assert any(line.startswith("  try   ") for line in lines)
-    assert len(lines) <= 20
-    return "\n".join(lines)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from flowopt.errors import UserError
 from flowopt.program.program import Program
 from flowopt.recovery.data.data import Data
+from flowopt.recovery.user_loss import LOSSES, user_loss
 from flowopt.report.adaptation import Adaptation, NormRecord
 from flowopt.workflows.adapting.agreement import Metric, measured_agreement
 from flowopt.workflows.adapting.judged import Judged, judged
-from flowopt.workflows.adapting.recovery_plan import RecoveryPlan
+from flowopt.workflows.adapting.recovery_plan import DISTILL, RecoveryPlan
 from flowopt.workflows.adapting.swapped import Swapping
 
 
@@ -42,6 +43,9 @@ def adapted_by_swap(
     Raises:
         UserError: none of the norms that were asked for can be replaced.
     """
+    if DISTILL in plan.steps and plan.settings.loss not in LOSSES:
+        # Imported before the work, not after it.
+        user_loss(plan.settings.loss)
     found = judged(
         program,
         data,

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 import flowopt
 from flowopt.program.program import Program
+from tests.recovery.shifted import images, trained
 from tests.zoo.randomise import randomise
 
 WIDTH, HEADS, TOKENS, FEATURES, VOCABULARY, CLASSES = 16, 2, 5, 6, 50, 4
@@ -127,3 +128,8 @@ def post_norm_program() -> Program:
 
 def _captured(made: dict[str, Any]) -> Program:
     return flowopt.capture(made["module"], (), made["kwargs"], dynamic=made["dynamic"], dims=made["dims"])
+
+
+def cnn() -> dict[str, Any]:
+    """A convolutional classifier with two batch norms, trained on images of another brightness."""
+    return {"module": trained().float(), "kwargs": {"x": images(3, seed=1)[0].float()}} | _free("x")
