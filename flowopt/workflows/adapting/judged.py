@@ -19,6 +19,7 @@ from flowopt.recovery.calibrate import calibrate
 from flowopt.recovery.data.data import Data
 from flowopt.report.adaptation import LEFT, REFUSED, SWAPPED, NormRecord
 from flowopt.rewrite.driver import apply
+from flowopt.workflows.adapting.leaves import with_live_channels
 from flowopt.workflows.adapting.wanted_norms import wanted_norms
 from flowopt.workflows.pipelines import Pipeline
 
@@ -103,7 +104,8 @@ def judged(
         )
     mask = padding_input(prepared, padding)
     batches: list[Mapping[str, Tensor]] = [batch.inputs for batch in data.calibration(calibration)]
-    fits = calibrate(prepared, sites, batches, padding=mask, on_progress=on_progress)
+    measured = calibrate(prepared, sites, batches, padding=mask, on_progress=on_progress)
+    fits = {name: with_live_channels(fit) for name, fit in measured.items()}
     scores = _scores(to, sites, fits)
     wanted = wanted_norms(norms, sites, fits, scores)
     refusals = _refusals(prepared, to, fits, wanted, threshold, force)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from flowopt.analysis.norm_sites import NormSite
 from flowopt.errors import InternalError
 from flowopt.ops import AlphaBatchNorm, FrozenNorm, PowerNorm, UnifiedNorm
 from flowopt.program.program import Program
+
+_LEAST_SCALE: Final = 2.0**-20
 
 
 @runtime_checkable
@@ -39,6 +41,17 @@ def leaf_of(to: str, site: NormSite, fit: NormFit, dtype: torch.dtype) -> nn.Mod
     }
     made = makers[to](fit.scale, fit.shift, fit.mean_square, channel_axis=site.axis)
     return made.to(torch.promote_types(dtype, torch.float32))
+
+
+def with_live_channels(fit: NormFit) -> NormFit:
+    """The fit with no scale below 2^-20 of its largest.
+
+    A trained gain of 1e-33 is a channel that says nothing. As a fixed scale it would bind the whole residual stream:
+    what is absorbed divides by it. A millionth of the other channels stays as good as nothing.
+    """
+    least = fit.scale.abs().max() * _LEAST_SCALE
+    sign = torch.where(fit.scale < 0, -1.0, 1.0).to(fit.scale.dtype)
+    return replace(fit, scale=torch.where(fit.scale.abs() < least, sign * least, fit.scale))
 
 
 def uncalibrated(program: Program, fits: Mapping[str, NormFit]) -> dict[str, NormFit]:
