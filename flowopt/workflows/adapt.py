@@ -135,6 +135,8 @@ def adapt(
         data, program.interface, batch_size=batch_size, held_out=held_out, validation=_VALIDATION, seed=seed, most=most
     )
     path = Path(folder) if folder is not None else default_folder(program)
+    plan = recovery or RecoveryPlan()
+    _require_apart(plan.checkpoint, path)
     with process_group(torch.device("cpu")):
         if not dry_run and rank() == 0:
             # What cannot be written at the end is told at the beginning; leaving it leaves no trace.
@@ -142,7 +144,6 @@ def adapt(
                 pass
         if swap_norm is not None:
             choice = SwapChoice(swap_norm, norms, threshold, force, padding, calibration, dry_run)
-            plan = recovery or RecoveryPlan()
             made, adaptation = adapted_by_swap(program, opened, choice, plan, counted, figure, seed, on_progress)
         else:
             assert recalibrate is not None
@@ -199,6 +200,15 @@ def _outputs(program: Program, wanted: Collection[str]) -> tuple[str, ...]:
             hint=f"its floating outputs: {', '.join(floating)}" if floating else "",
         )
     return tuple(wanted) or tuple(floating)
+
+
+def _require_apart(checkpoint: Path | None, folder: Path) -> None:
+    if checkpoint is not None and folder.resolve() in checkpoint.resolve().parents:
+        raise UserError(
+            f"the checkpoint {checkpoint} lies in the artifact's folder {folder}",
+            why="an artifact is written to a folder of its own",
+            hint="a checkpoint elsewhere",
+        )
 
 
 def _rows(program: Program, outputs: Iterable[str]) -> dict[str, int | str]:
