@@ -129,7 +129,7 @@ def adapt(
     if wanted.backend == "tvm" and not dry_run:
         require_toolchain(wanted.device, arch)
     counted = _outputs(program, outputs)
-    name, figure = metric_of(metric, program)
+    name, figure = metric_of(metric, counted)
     budget.require_measurable(_rows(program, counted), has_metric=figure is not None)
     opened = open_data(
         data, program.interface, batch_size=batch_size, held_out=held_out, validation=_VALIDATION, seed=seed, most=most
