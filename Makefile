@@ -1,6 +1,7 @@
 # Every target needs Python 3.11 or newer and pip, nothing else: the first one run installs the rest into .venv.
 
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.flowopt-installed
@@ -19,8 +20,9 @@ help:  ## this list
 demo: $(INSTALLED)  ## optimize a small trained model and print what was rewritten
 	@$(BIN)/python examples/demo.py
 
-test: $(INSTALLED)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest tests
+# One thread for each process: with more they would wait for each other. Files stay whole, for what their tests share.
+test: $(INSTALLED)  ## the tests, without the slow ones, in JOBS processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(JOBS) --dist loadfile
 
 test-all: $(INSTALLED)  ## every test
 	$(BIN)/python -m pytest tests -m ""

@@ -75,7 +75,7 @@ def adapt(
     optimizer: OptimizerOption = "adamw",
     loss: Loss = "mse",
     schedule: ScheduleOption = "all",
-    settle: Settle = 0.8,
+    settle: Settle = 1.0,
     output: Output = None,
     metric: MetricOption = None,
     min_cosine: MinCosine = None,

@@ -26,7 +26,7 @@ def main() -> None:
     images, labels = load_images()
     seen, held_out = split()
     program = flowopt.capture(model, (images[:3],), dynamic={"images": {0: "batch"}}, dims={"batch": (1, 64)})
-    settings = flowopt.RecoverySettings(steps=steps, learning_rate=1e-3, loss="kl")
+    settings = flowopt.RecoverySettings(steps=steps, learning_rate=2e-3, loss="kl")
     with tempfile.TemporaryDirectory() as folder:
         result = flowopt.adapt(
             program,

@@ -6,12 +6,14 @@ data are evaluated in eval mode with every norm swapped, whatever is in place at
 Source: Hinton et al., arXiv:1503.02531, for the loss on logits; Romero et al., arXiv:1412.6550, for that on features.
 """
 
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
 import torch
+from torch import nn
 
 from flowopt.errors import UserError
 from flowopt.program.program import Program
@@ -26,6 +28,7 @@ from flowopt.recovery.distributed import (
     mean_over_ranks,
     process_group,
     rank,
+    world_size,
 )
 from flowopt.recovery.identity import identity_of, require_same
 from flowopt.recovery.objective import Objective
@@ -124,7 +127,7 @@ class _Run:
             require_same(checkpoint, found.facts["identity"], self._identity)
             self.state = restore(found, student, self._optimizer)
         self._before = self.state.seconds
-        self._shared_objective = averaged(self._objective)
+        self._shared_objective: nn.Module = averaged(self._objective)
 
     def trained(self) -> Stopped:
         """Train to the end."""
@@ -138,6 +141,7 @@ class _Run:
                 self._step(batch)
                 stopped = self._end()
         finally:
+            self._release()
             self._schedule.apply_all()
             if self.state.best:
                 self.student.load_state_dict(self.state.best)
@@ -166,6 +170,16 @@ class _Run:
         held_out = self._evaluate() if is_due or state.step == settings.steps else None
         if rank() == 0:
             self._on_progress(Progress(state.step, settings.steps, value, rate, swapped, state.seconds, held_out))
+
+    def _release(self) -> None:
+        """Let go of what averages gradients while the processes are still joined.
+
+        It holds the last reference to their group otherwise; freed by the interpreter, it waits for a thread of the
+        group that waits for the interpreter. Modules stand in cycles, which only the collector finds.
+        """
+        self._shared_objective = self._objective
+        if world_size() > 1:
+            gc.collect()
 
     def _evaluate(self) -> float:
         """Judge the student on held-out data, keep it where it is the best so far, and write the checkpoint."""

@@ -17,6 +17,8 @@ from torch import Tensor, distributed, nn
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the processes that ``torchrun`` started, unless that was done before; alone, nothing happens.
 
+    What computes more than a recovery joins them around all of it: outside, every process takes itself for the first.
+
     Args:
         device: gloo joins processes on CPUs, nccl those on GPUs.
     """

@@ -30,7 +30,8 @@ class RecoverySettings:
         schedule: ``one-at-a-time`` puts one norm after another into place; until then the original one is computed.
         order: of the norms, by name; by what reads them where it is empty (``flowopt.recovery.norm_order``).
         swap_share: share of the steps after which the last norm is in place.
-        settle: share of the steps, the last ones, in which the statistics of the swapped norms stand still.
+        settle: share of the steps, the last ones, in which the statistics of the swapped norms stand still. With less
+            than all, norms are trained as published, on the statistics of batches: a trained model may diverge then.
         evaluate_every: steps between evaluations on held-out data, after each of which a checkpoint is written.
         patience: evaluations without improvement after which it ends; 0 for never.
         divergence: how many times the loss of the start it may become.
@@ -52,11 +53,11 @@ class RecoverySettings:
     outputs: tuple[str, ...] = ()
     temperature: float = 1.0
     features: tuple[str, ...] = ()
-    feature_weight: float = 1.0
+    feature_weight: float = 0.1
     schedule: Schedule = "all"
     order: tuple[str, ...] = ()
     swap_share: float = 0.5
-    settle: float = 0.2
+    settle: float = 1.0
     evaluate_every: int = 100
     patience: int = 0
     divergence: float = 10.0

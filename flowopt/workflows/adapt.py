@@ -29,7 +29,7 @@ from flowopt.workflows.adapting.judged import AUTOMATIC
 from flowopt.workflows.adapting.metrics import metric_of
 from flowopt.workflows.adapting.recalibrated import RECALIBRATIONS, Recalibrating
 from flowopt.workflows.adapting.recorded import record_adaptation
-from flowopt.workflows.adapting.recovery_plan import RecoveryPlan
+from flowopt.workflows.adapting.recovery_plan import DISTILL, RecoveryPlan
 from flowopt.workflows.lower import Progress
 from flowopt.workflows.optimize import default_folder, optimize
 
@@ -131,8 +131,10 @@ def adapt(
     counted = _outputs(program, outputs)
     name, figure = metric_of(metric, counted)
     budget.require_measurable(_rows(program, counted), has_metric=figure is not None)
+    plan = recovery or RecoveryPlan()
+    validation = _VALIDATION if swap_norm is not None and DISTILL in plan.steps else 0.0
     opened = open_data(
-        data, program.interface, batch_size=batch_size, held_out=held_out, validation=_VALIDATION, seed=seed, most=most
+        data, program.interface, batch_size=batch_size, held_out=held_out, validation=validation, seed=seed, most=most
     )
     path = Path(folder) if folder is not None else default_folder(program)
     plan = recovery or RecoveryPlan()

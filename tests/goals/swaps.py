@@ -20,9 +20,9 @@ from flowopt.workflows.adapting.recovery_plan import RecoveryPlan
 from tests.benchmarks import models
 from tests.goals.row import Measured, Row
 from tests.goals.shifted_digits import recalibrated
-from tests.goals.swapped_digits import adapted
+from tests.goals.swapped_digits import adapted, trained
 
-SEEDS = (0, 1, 2)
+SEEDS = 3
 LEAST_ACCURACY = 0.97
 MOST_DROP = 0.005
 MOST_SECONDS = 600.0
@@ -47,10 +47,10 @@ def _digits() -> Measured:
     drops: dict[str, list[float]] = {"unified": [], "power": []}
     is_met = True
     for to, found in drops.items():
-        for seed in SEEDS:
+        for seed, model in trained(SEEDS, LEAST_ACCURACY).items():
             started = time.perf_counter()
             with tempfile.TemporaryDirectory() as scratch:
-                result = adapted(to, Path(scratch) / "out", seed)
+                result = adapted(model, to, Path(scratch) / "out", seed)
             seconds = time.perf_counter() - started
             said, report = result.adaptation, result.report
             assert report is not None and said.original_metric is not None, "it was lowered, and it has a metric"
@@ -60,7 +60,7 @@ def _digits() -> Measured:
             left = norms_left(report.census_lowered)
             by_stage = ", ".join(f"{stage.name} {stage.metric:.4f}" for stage in said.stages)
             lines.append(f"{to}, seed {seed}: original {said.original_metric:.4f}, {by_stage}; {seconds:.0f} s")
-            is_met &= said.original_metric >= LEAST_ACCURACY and seconds <= MOST_SECONDS and not left
+            is_met &= seconds <= MOST_SECONDS and not left
             is_met &= len(said.swapped) == len(said.norms)
             if left:
                 lines.append(f"{to}, seed {seed}: left in the file {left}")
@@ -72,7 +72,12 @@ def _digits() -> Measured:
 def swapped_minilm(norms: str, minutes: float, *, force: bool) -> Adaptation:
     """MiniLM with some of its norms swapped, recovered on docstrings of installed packages."""
     settings = RecoverySettings(
-        steps=STEPS, learning_rate=2e-4, loss="mse", evaluate_every=100, time_limit_seconds=60 * minutes
+        steps=STEPS,
+        learning_rate=2e-4,
+        loss="mse",
+        feature_weight=1.0,
+        evaluate_every=100,
+        time_limit_seconds=60 * minutes,
     )
     program = flowopt.capture(**minilm())
     with tempfile.TemporaryDirectory() as scratch:

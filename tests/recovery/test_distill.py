@@ -125,6 +125,16 @@ def test_a_time_limit_ends_it_with_an_evaluation() -> None:
     assert [evaluation.step for evaluation in found.history] == [0, 1]
 
 
+def test_a_student_without_leaves_is_trained_too() -> None:
+    program = tiny_program()
+    student = Trainable(program, padding="mask")
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.mul_(0.9)
+    found = recover(student, program, tiny_data(program), RecoverySettings(**SETTINGS))
+    assert found.best_loss < 0.9 * found.start_loss
+
+
 def test_what_cannot_be_recovered_is_refused(tmp_path: Path) -> None:
     program = tiny_program()
     with pytest.raises(UserError, match="nothing of the model is trained"):

@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 _MODULE = "tests.recovery.tiny_recovery"
+# Processes that wait for each other would do so for ever.
+_LIMIT_SECONDS = 300
 _TOGETHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -37,5 +39,5 @@ def run_until_killed(checkpoint: Path, step: int, *settings: str) -> int:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_LIMIT_SECONDS)
     assert done.returncode == 0, done.stderr[-2000:]
