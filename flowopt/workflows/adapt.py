@@ -133,6 +133,8 @@ def adapt(
     budget.require_measurable(_rows(program, counted), has_metric=figure is not None)
     plan = recovery or RecoveryPlan()
     validation = _VALIDATION if swap_norm is not None and DISTILL in plan.steps else 0.0
+    if isinstance(held_out, str | Path) and str(held_out) == str(data):
+        raise UserError(f"{held_out} is what recovery trains on, and nothing of it is unseen", hint="held_out=0.1")
     opened = open_data(
         data, program.interface, batch_size=batch_size, held_out=held_out, validation=validation, seed=seed, most=most
     )

@@ -99,6 +99,14 @@ def test_the_artifact_computes_the_adapted_program(done: Done) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_the_same_seed_gives_the_same_bytes(done: Done, tmp_path: Path) -> None:
+    adapted(tmp_path, force=True, metric="accuracy:labels")
+    names = {path.name for path in done.folder.iterdir()}
+    assert names == {path.name for path in tmp_path.iterdir()} and len(names) == 3
+    for name in names - {"report.json"}:
+        assert (done.folder / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
 def test_the_last_stage_is_what_the_artifact_measures_on_held_out_data(done: Done) -> None:
     data = labelled(64, seed=2)
     given = {"patches": data["patches"]}

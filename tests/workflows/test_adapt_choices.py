@@ -7,6 +7,7 @@ import pytest
 
 import flowopt
 from flowopt.errors import UserError
+from flowopt.ir.text import operator_census
 from tests.workflows.adapting.tiny import (
     texts,
 )
@@ -40,24 +41,34 @@ def test_where_no_norm_can_be_replaced_the_nearest_is_named(tmp_path: Path) -> N
     assert "--force" in caught.value.hint and not list(tmp_path.iterdir())
 
 
+# Nothing keeps it: what would be lowered is held back, which takes longer than all the rest.
+UNREACHABLE = flowopt.QualityBudget(min_cosine=1.0)
+
+
 def test_what_is_left_stays_a_norm(tmp_path: Path) -> None:
-    result = adapted(tmp_path / "artifact", norms="final", recovery=NOTHING)
-    assert result.report is not None
-    norms = {name: count for name, count in result.report.census_lowered.items() if "Norm" in name}
-    assert norms == {"RMSNormalization": 4}
+    result = adapted(tmp_path, norms="final", recovery=NOTHING, budget=UNREACHABLE)
+    census = operator_census(result.program.graph)
+    assert (census["aten.rms_norm"], census["aten.layer_norm"]) == (4, 0)
     assert [stage.name for stage in result.adaptation.stages] == ["uncalibrated", "swapped"]
 
 
 def test_layer_norms_of_a_post_norm_model_become_rms_norms(tmp_path: Path) -> None:
-    result = tagger(tmp_path / "artifact", swap_norm="rms")
-    assert result.report is not None and result.report.outcome == "approximate"
-    assert result.report.census_lowered["RMSNormalization"] == 5
-    assert "LayerNormalization" not in result.report.census_lowered
+    result = tagger(tmp_path, swap_norm="rms", budget=UNREACHABLE)
+    census = operator_census(result.program.graph)
+    assert (census["aten.rms_norm"], census["aten.layer_norm"]) == (5, 0)
     # The first is an RMS norm by an exact pass already.
     first, *others = result.adaptation.norms
     assert (first.decision, first.reason.split(":")[0], first.score) == ("refused", "not-a-norm", float("inf"))
     assert [norm.decision for norm in others] == ["swapped"] * 4
     assert {norm.saved_bytes for norm in result.adaptation.norms} == {0}
+
+
+@pytest.mark.slow
+def test_rms_norms_are_lowered_as_such(tmp_path: Path) -> None:
+    result = tagger(tmp_path, swap_norm="rms")
+    assert result.report is not None and result.report.outcome == "approximate"
+    norms = {name: count for name, count in result.report.census_lowered.items() if "Norm" in name}
+    assert norms == {"RMSNormalization": 5}
 
 
 def test_the_best_norms_for_rms_are_those_with_the_smallest_mean(tmp_path: Path) -> None:
@@ -67,9 +78,8 @@ def test_the_best_norms_for_rms_are_those_with_the_smallest_mean(tmp_path: Path)
 
 
 def test_padding_is_found_and_neither_calibrates_nor_counts(tmp_path: Path) -> None:
-    beyond = flowopt.QualityBudget(min_cosine=1.0)
-    found = tagger(tmp_path, recovery=NOTHING, budget=beyond).adaptation
-    without = tagger(tmp_path, recovery=NOTHING, budget=beyond, padding="none").adaptation
+    found = tagger(tmp_path, recovery=NOTHING, budget=UNREACHABLE).adaptation
+    without = tagger(tmp_path, recovery=NOTHING, budget=UNREACHABLE, padding="none").adaptation
     assert "padding is where attention_mask is 0" in found.notes
     assert found.stages[-1].agreement[0].rows == int(texts(64, seed=2)["attention_mask"].sum())
     assert without.stages[-1].agreement[0].rows == texts(64, seed=2)["attention_mask"].numel()
