@@ -77,7 +77,10 @@ def statistics_at_test_time(program: Program, batches: Iterable[Batch]) -> Stati
     """
     norms = [norm for node in program.graph.nodes if (norm := batch_dependent_norm(node)) is not None]
     if not norms:
-        raise UserError("the model has no batch norm that goes by its batch at test time")
+        raise UserError(
+            "the model has no batch norm that goes by its batch at test time",
+            hint="reestimate or alpha-bn, for norms with statistics of their own",
+        )
     gathered = {norm.output.name: ChannelMoments(norm.channels) for norm in norms}
     count = 0
     for count, batch in enumerate(batches, 1):

@@ -129,14 +129,18 @@ def adapt(
     if wanted.backend == "tvm" and not dry_run:
         require_toolchain(wanted.device, arch)
     counted = _outputs(program, outputs)
-    name, figure = metric_of(metric, program)
+    name, figure = metric_of(metric, counted)
     budget.require_measurable(_rows(program, counted), has_metric=figure is not None)
     plan = recovery or RecoveryPlan()
     validation = _VALIDATION if swap_norm is not None and DISTILL in plan.steps else 0.0
+    if isinstance(held_out, str | Path) and str(held_out) == str(data):
+        raise UserError(f"{held_out} is what recovery trains on, and nothing of it is unseen", hint="held_out=0.1")
     opened = open_data(
         data, program.interface, batch_size=batch_size, held_out=held_out, validation=validation, seed=seed, most=most
     )
     path = Path(folder) if folder is not None else default_folder(program)
+    plan = recovery or RecoveryPlan()
+    _require_apart(plan.checkpoint, path)
     with process_group(torch.device("cpu")):
         if not dry_run and rank() == 0:
             # What cannot be written at the end is told at the beginning; leaving it leaves no trace.
@@ -200,6 +204,15 @@ def _outputs(program: Program, wanted: Collection[str]) -> tuple[str, ...]:
             hint=f"its floating outputs: {', '.join(floating)}" if floating else "",
         )
     return tuple(wanted) or tuple(floating)
+
+
+def _require_apart(checkpoint: Path | None, folder: Path) -> None:
+    if checkpoint is not None and folder.resolve() in checkpoint.resolve().parents:
+        raise UserError(
+            f"the checkpoint {checkpoint} lies in the artifact's folder {folder}",
+            why="an artifact is written to a folder of its own",
+            hint="a checkpoint elsewhere",
+        )
 
 
 def _rows(program: Program, outputs: Iterable[str]) -> dict[str, int | str]:

@@ -76,6 +76,7 @@ def test_words_that_mean_nothing_are_exit_2_before_the_model_is_loaded(
         (("--max-drop", "0.1"), 2, "max_drop limits a metric, and none was given", "--metric accuracy:labels"),
         (("--held-out", "1.5"), 2, "held_out=1.5 is a fraction from 0 to below 1", "such as 0.1"),
         (("--held-out", "none.npz"), 66, "no file or folder of data none.npz", "numpy.savez"),
+        (("--held-out", "images.npz"), 2, "images.npz is what recovery trains on", "held_out=0.1"),
         (("--held-out", "0"), 2, "there is no held-out data to measure on", "--held-out FILE"),
         (("--padding", "patches"), 2, "'patches' is no input of shape (batch, tokens)", "inputs: patches; or none"),
         (("--output", "logits"), 2, "no floating output 'logits'", "its floating outputs: output"),

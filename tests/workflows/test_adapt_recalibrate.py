@@ -87,3 +87,29 @@ def test_a_model_without_batch_norms_has_nothing_to_recalibrate(tmp_path: Path) 
     with pytest.raises(UserError, match="no batch norm") as caught:
         flowopt.adapt(pre_norm_program(), recalibrate="reestimate", data=given, folder=tmp_path)
     assert caught.value.hint
+
+
+def test_norms_that_go_by_their_batch_are_frozen_and_fold(tmp_path: Path) -> None:
+    module = trained().float()
+    # The last norm keeps no statistics: an image's prediction hangs on the images beside it.
+    norms: Any = module.norms
+    norms[1].running_mean = norms[1].running_var = norms[1].num_batches_tracked = None
+    norms[1].track_running_stats = False
+    given = data(8, seed=1)["x"]
+    program = flowopt.capture(module, (given,), dynamic={"x": {0: "batch"}}, dims={"batch": (2, 256)})
+    common: dict[str, Any] = {"data": data(128, seed=3), "held_out": data(128, seed=4), "timing": False}
+    result = flowopt.adapt(program, recalibrate="freeze", folder=tmp_path, metric="accuracy:labels", **common)
+    assert result.adaptation.method == "freeze-test-time-norm"
+    assert result.report is not None and not [n for n in result.report.census_lowered if "Norm" in n]
+    assert result.artifact is not None
+    whole, part = (result.artifact.run_named({"x": x})["output"] for x in (given, given[:2]))
+    # In float32, batches of another size are summed in another order.
+    torch.testing.assert_close(whole[:2], part, rtol=1e-4, atol=1e-5)
+    alone = program.run_named({"x": given[:2]})["output"]
+    assert not torch.allclose(program.run_named({"x": given})["output"][:2], alone, rtol=1e-3)
+
+
+def test_a_model_without_norms_of_the_batch_has_nothing_to_freeze(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no batch norm that goes by its batch") as caught:
+        recalibrated(tmp_path, "freeze")
+    assert "reestimate" in caught.value.hint

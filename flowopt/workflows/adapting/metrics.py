@@ -1,13 +1,12 @@
 """The user's metric: accuracy on labels, or a function of theirs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, final
 
 from torch import Tensor
 
 from flowopt.errors import UserError
-from flowopt.program.loading.imported import IMPORTED_NAME, imported_function
-from flowopt.program.program import Program
+from flowopt.program.loading.imported import IMPORTED_NAME, called, imported_function
 from flowopt.workflows.adapting.agreement import Metric, Outputs
 
 _ACCURACY: Final = "accuracy"
@@ -15,13 +14,13 @@ _RETURNS: Final = "a number: the metric's mean over the batch's samples"
 _BRIEF: Final = "float((outputs['logits'].argmax(-1) == batch['labels']).float().mean())"
 
 
-def metric_of(given: str | Metric | None, program: Program) -> tuple[str, Metric | None]:
+def metric_of(given: str | Metric | None, outputs: Sequence[str]) -> tuple[str, Metric | None]:
     """The metric's name, and what computes it.
 
     Args:
-        given: ``accuracy:ARRAY`` (of the first floating output, against the data's array of class numbers),
+        given: ``accuracy:ARRAY`` (of the first output that counts, against the data's array of class numbers),
             ``package.module:function``, a function ``(outputs, original outputs, batch's arrays) -> number``, or None.
-        program: the model.
+        outputs: the floating ones that count, at least one.
 
     Raises:
         UserError: another text.
@@ -35,14 +34,16 @@ def metric_of(given: str | Metric | None, program: Program) -> tuple[str, Metric
     if kind == _ACCURACY:
         if not array:
             raise UserError("accuracy of what?", hint="accuracy:labels, with the name of an array in the data")
-        output = next((o.name for o in program.outputs if o.dtype.is_floating_point and o.state is None), None)
-        if output is None:
-            raise UserError("the model has no floating output, and accuracy is of logits")
-        return _ACCURACY, _Accuracy(output, array)
+        return _ACCURACY, _Accuracy(outputs[0], array)
     if IMPORTED_NAME.fullmatch(given) is None:
         raise UserError(f"the metric {given!r} is not known", hint="accuracy:labels, or package.module:function")
-    found: Metric = imported_function(given, _RETURNS, _BRIEF)
-    return given, found
+    function: Metric = imported_function(given, _RETURNS, _BRIEF)
+
+    def metric(outputs: Outputs, original: Outputs, batch: Mapping[str, Tensor], /) -> float | Tensor:
+        found: float | Tensor = called(given, lambda: function(outputs, original, batch))
+        return found
+
+    return given, metric
 
 
 @final

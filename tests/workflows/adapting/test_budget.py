@@ -53,3 +53,14 @@ def test_a_limit_on_a_metric_needs_one() -> None:
 def test_limits_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match="is a number from 0"):
         QualityBudget(**wrong)
+
+
+def test_what_is_not_measured_cannot_be_limited() -> None:
+    QualityBudget(min_cosine=0.9).require_measurable({"value": 1}, has_metric=False)
+    QualityBudget(min_agreement=0.9, max_drop=0.1).require_measurable(
+        {"value": 1, "logits": "classes"}, has_metric=True
+    )
+    with pytest.raises(UserError, match="max_drop limits a metric"):
+        QualityBudget(max_drop=0.1).require_measurable({"logits": 4}, has_metric=False)
+    with pytest.raises(UserError, match="those of value, other have one"):
+        QualityBudget(min_agreement=0.9).require_measurable({"value": 1, "other": 1}, has_metric=True)

@@ -2,24 +2,18 @@
 
 import pytest
 import torch
-from torch import nn
 
-import flowopt
 from flowopt.errors import ModelNotFound, UserError
-from flowopt.program.program import Program
 from flowopt.workflows.adapting.metrics import metric_of
 
-
-def _program() -> Program:
-    return flowopt.capture(nn.Linear(3, 4).eval(), (torch.zeros(2, 3),))
+OUTPUTS = ("logits", "hidden")
 
 
 def test_accuracy_is_the_share_of_rows_whose_largest_logit_is_the_label() -> None:
-    program = _program()
-    name, metric = metric_of("accuracy:labels", program)
+    name, metric = metric_of("accuracy:labels", OUTPUTS)
     assert metric is not None
     logits = torch.tensor([[0.0, 2.0, 1.0, 0.0], [3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
-    outputs = {program.outputs[0].name: logits}
+    outputs = {"logits": logits}
     assert (name, metric(outputs, outputs, {"labels": torch.tensor([1, 0, 2, 3])})) == ("accuracy", 0.5)
 
 
@@ -31,10 +25,9 @@ def test_accuracy_is_the_share_of_rows_whose_largest_logit_is_the_label() -> Non
     ],
 )
 def test_accuracy_says_what_labels_are(batch: dict[str, torch.Tensor], said: str) -> None:
-    program = _program()
-    _, metric = metric_of("accuracy:labels", program)
+    _, metric = metric_of("accuracy:labels", OUTPUTS)
     assert metric is not None
-    outputs = {program.outputs[0].name: torch.zeros(2, 4)}
+    outputs = {"logits": torch.zeros(2, 4)}
     with pytest.raises(UserError, match=said):
         metric(outputs, outputs, batch)
 
@@ -43,16 +36,29 @@ def test_a_function_is_a_metric_as_it_is() -> None:
     def mine(*_: object) -> float:
         return 1.0
 
-    assert metric_of(mine, _program()) == ("mine", mine)
-    assert metric_of(None, _program()) == ("", None)
+    assert metric_of(mine, OUTPUTS) == ("mine", mine)
+    assert metric_of(None, OUTPUTS) == ("", None)
 
 
 @pytest.mark.parametrize("text", ["accuracy:", "f1", "accuracy"])
 def test_another_text_is_refused(text: str) -> None:
     with pytest.raises(UserError):
-        metric_of(text, _program())
+        metric_of(text, OUTPUTS)
 
 
 def test_a_function_that_is_not_there_is_named() -> None:
     with pytest.raises(ModelNotFound, match="no_such_module"):
-        metric_of("no_such_module:metric", _program())
+        metric_of("no_such_module:metric", OUTPUTS)
+
+
+def failing(outputs: dict[str, torch.Tensor], *_: object) -> float:
+    """A metric with a mistake."""
+    return float(outputs["f1"])
+
+
+def test_what_a_users_metric_raises_is_said_to_be_theirs() -> None:
+    name, metric = metric_of(f"{__name__}:failing", OUTPUTS)
+    assert metric is not None and name.endswith(":failing")
+    with pytest.raises(UserError, match="failing raised KeyError: 'f1'") as caught:
+        metric({}, {}, {})
+    assert "test_metrics.py" in caught.value.why

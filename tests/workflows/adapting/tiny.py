@@ -118,15 +118,16 @@ def labelled(count: int, seed: int) -> dict[str, Tensor]:
 
 @cache
 def pre_norm_program() -> Program:
-    return _captured(pre_norm())
+    return captured(pre_norm())
 
 
 @cache
 def post_norm_program() -> Program:
-    return _captured(post_norm())
+    return captured(post_norm())
 
 
-def _captured(made: dict[str, Any]) -> Program:
+def captured(made: dict[str, Any]) -> Program:
+    """The program of what a factory makes."""
     return flowopt.capture(made["module"], (), made["kwargs"], dynamic=made["dynamic"], dims=made["dims"])
 
 

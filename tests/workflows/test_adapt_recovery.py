@@ -1,0 +1,84 @@
+"""How ``flowopt.adapt`` recovers: repeatable, resumable, from streams, and not at any price."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import flowopt
+from flowopt.errors import Diverged, UserError
+from flowopt.ir.text import graph_text
+from flowopt.program.program import Program
+from tests.workflows.adapting.tiny import (
+    labelled,
+)
+from tests.workflows.adapting.tiny_runs import PLAN, QUICK, SETTINGS, adapted, tagger
+
+
+def unlowered(folder: Path, **changed: Any) -> Program:
+    """What is trained, which a budget that nothing keeps holds back."""
+    return adapted(folder, force=True, budget=flowopt.QualityBudget(min_cosine=1.0), **changed).program
+
+
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    whole = unlowered(folder)
+
+    def killed(step: str) -> None:
+        if step.startswith("distilling, step 41 "):
+            raise KeyboardInterrupt
+
+    state = tmp_path / "state"
+    plan = dataclasses.replace(PLAN, checkpoint=state)
+    with pytest.raises(KeyboardInterrupt):
+        unlowered(folder, recovery=plan, on_progress=killed)
+    steps: list[str] = []
+    resumed = unlowered(folder, recovery=dataclasses.replace(plan, resume=True), on_progress=steps.append)
+    assert next(step for step in steps if step.startswith("distilling")).startswith("distilling, step 31 of 60")
+    assert graph_text(resumed.graph) == graph_text(whole.graph)
+    assert all(torch.equal(tensor, whole.tensors[name]) for name, tensor in resumed.tensors.items())
+
+
+def test_a_checkpoint_in_the_artifacts_folder_is_refused_before_any_work(tmp_path: Path) -> None:
+    plan = dataclasses.replace(QUICK, checkpoint=tmp_path / "artifact" / "states" / "last")
+    steps: list[str] = []
+    with pytest.raises(UserError, match="lies in the artifact's folder") as caught:
+        adapted(tmp_path / "artifact", force=True, recovery=plan, on_progress=steps.append)
+    assert caught.value.hint and not steps
+
+
+def test_streamed_data_do_as_well_as_arrays(tmp_path: Path) -> None:
+    def batches() -> Iterator[dict[str, Tensor]]:
+        for number in range(20):
+            yield labelled(16, seed=number)
+
+    budget = flowopt.QualityBudget(min_cosine=1.0)
+    given: dict[str, Any] = {"data": batches, "held_out": 0.2, "recovery": QUICK, "metric": "accuracy:labels"}
+    found = adapted(tmp_path, force=True, budget=budget, **given).adaptation
+    assert (found.data, found.held_out, found.original_metric) == ("batches", 4 * 16, 1.0)
+    assert found.stages[-1].agreement[0].rows == 4 * 16
+
+
+def test_a_diverging_loss_writes_nothing(tmp_path: Path) -> None:
+    plan = flowopt.RecoveryPlan(settings=dataclasses.replace(SETTINGS, learning_rate=1e8, clip=0.0))
+    with pytest.raises(Diverged) as caught:
+        adapted(tmp_path / "artifact", force=True, recovery=plan)
+    assert "a smaller learning rate" in caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["power", "frozen", "batch", "unified"])
+@pytest.mark.parametrize("recover", ["match", "distill"])
+def test_every_kind_folds_and_is_recovered(tmp_path: Path, to: str, recover: str) -> None:
+    settings = dataclasses.replace(SETTINGS, schedule="one-at-a-time", settle=0.8)
+    plan = flowopt.RecoveryPlan(steps=(recover,), settings=settings, match_steps=30)
+    result = tagger(tmp_path / "artifact", swap_norm=to, recovery=plan)
+    assert result.report is not None
+    assert not [name for name in result.report.census_lowered if "Norm" in name]
+    cosine = {stage.name: stage.agreement[0].cosine for stage in result.adaptation.stages}
+    assert cosine["swapped"] < cosine[recover]
