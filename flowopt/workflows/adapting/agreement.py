@@ -24,10 +24,11 @@ class Metric(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Agreement of every output, and the user's metric of the model."""
+    """Agreement of every output, and the user's metric of both models."""
 
     agreement: tuple[Agreement, ...]
     metric: float | None
+    original_metric: float | None
 
 
 def measured_agreement(
@@ -53,7 +54,7 @@ def measured_agreement(
         UserError: no batches, or a metric that is no number.
     """
     sums = {name: _Sums() for name in outputs}
-    total, samples = 0.0, 0
+    total, original_total, samples = 0.0, 0.0, 0
     with torch.no_grad():
         for batch in batches:
             found, known = candidate(batch.inputs), original(batch.inputs)
@@ -62,12 +63,15 @@ def measured_agreement(
                 summed.add(found[name], known[name], real)
             samples += batch.samples
             if metric is not None:
-                total += batch.samples * _number(metric(found, known, {**batch.inputs, **batch.extra}))
+                arrays = {**batch.inputs, **batch.extra}
+                total += batch.samples * _number(metric(found, known, arrays))
+                original_total += batch.samples * _number(metric(known, known, arrays))
     if not samples:
         raise UserError("there is no held-out data to measure on", hint="give more samples, or --held-out FILE")
-    return Measured(
-        tuple(summed.agreement(name) for name, summed in sums.items()), total / samples if metric is not None else None
-    )
+    agreement = tuple(summed.agreement(name) for name, summed in sums.items())
+    if metric is None:
+        return Measured(agreement, None, None)
+    return Measured(agreement, total / samples, original_total / samples)
 
 
 @final

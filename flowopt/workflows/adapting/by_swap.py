@@ -9,7 +9,7 @@ from flowopt.program.program import Program
 from flowopt.recovery.data.data import Data
 from flowopt.recovery.user_loss import LOSSES, user_loss
 from flowopt.report.adaptation import Adaptation, NormRecord
-from flowopt.workflows.adapting.agreement import Metric, measured_agreement
+from flowopt.workflows.adapting.agreement import Metric
 from flowopt.workflows.adapting.judged import Judged, judged
 from flowopt.workflows.adapting.recovery_plan import DISTILL, RecoveryPlan
 from flowopt.workflows.adapting.swapped import Swapping
@@ -63,7 +63,7 @@ def adapted_by_swap(
         data="",
         held_out=0,
         norms=found.records,
-        settings={"choice": choice, "recovery": plan, "seed": seed},
+        settings={"choice": choice, "recovery": plan.settings_for_report(), "seed": seed},
         notes=tuple(_notes(found)),
     )
     if choice.dry_run:
@@ -71,20 +71,9 @@ def adapted_by_swap(
     if not found.chosen:
         _refuse_all(found.records)
     done = Swapping(found, choice.to, data, plan, outputs, metric, choice.calibration, seed, on_progress).run()
-    original = None
-    if metric is not None:
-        batches = data.held_out()
-        run = found.program.run_named
-        original = measured_agreement(
-            lambda given: run(found.program.bind((), given)),
-            lambda given: run(found.program.bind((), given)),
-            batches,
-            outputs=(),
-            metric=metric,
-        ).metric
     norms = tuple(dataclasses.replace(n, errors=done.errors.get(n.site, {})) for n in found.records)
     return done.program, dataclasses.replace(
-        said, norms=norms, stages=done.stages, original_metric=original, losses=done.losses
+        said, norms=norms, stages=done.stages, original_metric=done.original_metric, losses=done.losses
     )
 
 

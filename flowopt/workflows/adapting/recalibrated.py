@@ -67,10 +67,8 @@ class Recalibrating:
         if len(record.applied) != len(rewrite.statistics):
             first = next(iter(record.refused), None)
             raise InternalError(f"{len(record.applied)} of {len(rewrite.statistics)} batch norms changed: {first}")
-        original = self._measured("original", prepared, prepared, 0.0)
-        seconds = time.perf_counter() - started
-        stage = self._measured(self.way, run.program, prepared, seconds)
-        return run.program, replace(said, stages=(stage,), original_metric=original.metric)
+        stage, original = self._measured(run.program, prepared, time.perf_counter() - started)
+        return run.program, replace(said, stages=(stage,), original_metric=original)
 
     def _rewrite(self, program: Program) -> tuple[RecalibrateBatchNorm | FreezeTestTimeNorm, dict[str, float], str]:
         """The pass with the new statistics, what else was tried, and what was done in words."""
@@ -114,8 +112,9 @@ class Recalibrating:
 
         return selected(program, batches, measure, on_progress=self.on_progress)
 
-    def _measured(self, name: str, candidate: Program, original: Program, seconds: float) -> Stage:
-        self.on_progress(f"measuring: {name}")
+    def _measured(self, candidate: Program, original: Program, seconds: float) -> tuple[Stage, float | None]:
+        """The one stage, and the original's metric."""
+        self.on_progress(f"measuring: {self.way}")
         found = measured_agreement(
             lambda given: _outputs(candidate, given),
             lambda given: _outputs(original, given),
@@ -123,7 +122,7 @@ class Recalibrating:
             outputs=self.outputs,
             metric=self.metric,
         )
-        return Stage(name, found.agreement, found.metric, seconds)
+        return Stage(self.way, found.agreement, found.metric, seconds), found.original_metric
 
 
 def _outputs(program: Program, given: Mapping[str, Tensor]) -> Outputs:

@@ -1,8 +1,9 @@
 """How quality is won back: which steps, and the settings of distillation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from flowopt.errors import UserError
 from flowopt.nearest import nearest
@@ -50,6 +51,11 @@ class RecoveryPlan:
             raise UserError("there is nothing to resume from", hint="name the checkpoint: --checkpoint FILE --resume")
         if self.checkpoint is not None and DISTILL not in self.steps:
             raise UserError("only distillation saves checkpoints", hint=f"--recover {','.join((*self.steps, DISTILL))}")
+
+    def settings_for_report(self) -> Mapping[str, Any]:
+        """What the result depends on; where state was saved is nobody's business."""
+        told = {"steps": self.steps, "distillation": self.settings}
+        return told | {"match_steps": self.match_steps, "match_learning_rate": self.match_learning_rate}
 
     @staticmethod
     def of(

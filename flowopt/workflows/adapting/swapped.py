@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -45,6 +45,7 @@ class Swapped:
     stages: tuple[Stage, ...]
     errors: Mapping[str, Mapping[str, float]]
     losses: tuple[tuple[int, float], ...] = ()
+    original_metric: float | None = None
 
 
 @final
@@ -73,6 +74,7 @@ class Swapping:
     calibration: int
     seed: int
     on_progress: Callable[[str], None]
+    _original_metric: float | None = field(default=None, init=False)
 
     def run(self) -> Swapped:
         """Swap, recover, freeze."""
@@ -94,7 +96,7 @@ class Swapping:
                 notes, losses = self._distill(student)
             stages.append(self._measured(step, student, started, notes, errors))
         program, record = self._frozen(student)
-        return Swapped(program, record, tuple(stages), errors, losses)
+        return Swapped(program, record, tuple(stages), errors, losses, self._original_metric)
 
     def _student(self, fits: Mapping[str, NormFit]) -> Trainable:
         """The model with a module in the place of each chosen norm; an RMS norm is an operator of its own."""
@@ -179,6 +181,7 @@ class Swapping:
         )
         for site, error in walks.errors().items():
             errors.setdefault(site, {})[name] = error
+        self._original_metric = found.original_metric
         return Stage(name, found.agreement, found.metric, seconds, tuple(notes))
 
     def _common(self, student: Trainable) -> tuple[str, ...]:
