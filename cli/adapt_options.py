@@ -71,6 +71,19 @@ Loss = Annotated[
         help="Of distillation: between outputs of the original and of the adapted model.",
     ),
 ]
+Patience = Annotated[
+    int,
+    typer.Option(
+        "--patience",
+        metavar="N",
+        min=0,
+        help="Distillation ends after N of ten evaluations without improvement; 0: never.",
+    ),
+]
+FeatureWeight = Annotated[
+    float,
+    typer.Option("--feature-weight", metavar="W", min=0.0, help="Of the error of norms' values beside the loss."),
+]
 Settle = Annotated[
     float,
     typer.Option(

@@ -68,6 +68,8 @@ class RecoveryPlan:
         loss: str,
         schedule: Schedule,
         settle: float,
+        patience: int,
+        feature_weight: float,
         checkpoint: Path | None,
         resume: bool,
     ) -> "RecoveryPlan":
@@ -84,6 +86,8 @@ class RecoveryPlan:
             loss=loss,
             schedule=schedule,
             settle=settle,
+            patience=patience,
+            feature_weight=feature_weight,
             evaluate_every=max(1, steps // _EVALUATIONS),
             time_limit_seconds=None if minutes is None else 60 * minutes,
         )
