@@ -48,11 +48,19 @@ class Data:
         """The batches to choose by while training; the held-out ones where no part was asked for.
 
         Raises:
-            UserError: as ``held_out``.
+            UserError: a part was asked for, and there is no batch in it; else as ``held_out``.
         """
+        if not self._source.has_validation:
+            return self.held_out()
         batches = self._source.validation()
         first = next(batches, None)
-        return self.held_out() if first is None else itertools.chain([first], batches)
+        if first is None:
+            raise UserError(
+                f"{self.name} has no batch to choose the best state by",
+                why="held-out data stay unseen, and nothing is left beside them and what is trained on",
+                hint="give more data, or smaller batches",
+            )
+        return itertools.chain([first], batches)
 
     def held_out(self) -> Iterator[Batch]:
         """The held-out batches, the same at every call; none where nothing is held out.

@@ -48,6 +48,7 @@ class Stream:
     ) -> None:
         self.name = name
         self.training_batches: int | None = None
+        self.has_validation = validation > 0
         self._made, self._fitting, self._seed, self._most = made, fitting, seed, most
         is_fixed = fitting.axis is not None and fitting.axis.is_fixed
         self._size = require_batch_size(size, require_axis(fitting.axis), 1) if size is not None or is_fixed else None

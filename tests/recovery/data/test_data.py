@@ -64,6 +64,29 @@ def test_without_a_part_of_its_own_what_is_held_out_serves_to_choose_by(opened: 
     assert shown(data.validation()) == shown(data.held_out())
 
 
+def test_a_model_of_fixed_batch_gets_a_whole_one_to_choose_by() -> None:
+    unseen = numbered(64, 1000)
+    data = open_data(numbered(200), interfaces.vectors(batch=16), held_out=unseen, validation=0.05)
+    (kept,) = shown(data.validation())
+    assert len(kept) == 16 and max(kept) < 1000
+    assert not set(kept) & {label for batch in shown(data.training(0)) for label in batch}
+
+
+def test_too_few_samples_to_keep_a_batch_to_choose_by_are_refused() -> None:
+    with pytest.raises(UserError, match="2 samples for training fill no batch of 16") as caught:
+        open_data(numbered(20), interfaces.vectors(batch=16), held_out=0.1, validation=0.05)
+    assert "2 are held out and 16 kept to choose the best state by" in str(caught.value)
+
+
+def test_where_a_part_to_choose_by_has_no_batch_nothing_else_serves_for_it() -> None:
+    ends_early = open_data([numbered(4)], interfaces.vectors(), held_out=numbered(8, 1000), validation=0.05)
+    # Its second batch, the one to choose by, is a rest that the model does not take.
+    ends_in_a_rest = open_data([numbered(6)], interfaces.vectors(batch=4), held_out=numbered(8, 1000), validation=0.05)
+    for data in (ends_early, ends_in_a_rest):
+        with pytest.raises(UserError, match="no batch to choose the best state by"):
+            data.validation()
+
+
 @pytest.mark.parametrize("share", [-0.1, 0.5, 1.0])
 def test_a_share_to_choose_by_leaves_most_to_train_on(opened: Opened, share: float) -> None:
     with pytest.raises(UserError, match="is a fraction from 0 to below 0.5"):
