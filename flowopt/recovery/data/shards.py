@@ -71,6 +71,9 @@ class Shards:
             counts[shard.sizes] += len(rows)
         self._size = require_batch_size(size, self._axis, min(_USUAL, max(counts.values())))
         self.training_batches: int | None = sum(count // self._size for count in counts.values())
+        plans = self._planned(enumerate(self._held), rest=True)
+        sizes = (sum(len(rows) for _, rows in plan) for plan in plans)
+        self.held_out_samples: int | None = sum(size for size in sizes if self._axis.takes(size))
         self._kept: tuple[int, Batch] | None = None
         if held_out < 1 and not self.training_batches:
             raise self._too_few(counts)
@@ -89,6 +92,10 @@ class Shards:
     def validation(self) -> Iterator[Batch]:
         """As what is held out, of the samples that are kept for it."""
         return (b for b in self._read(enumerate(self._validation), rest=True) if self._axis.takes(b.samples))
+
+    def everything(self) -> Iterator[Batch]:
+        """One shard after another, those samples too that are not used."""
+        return (shard.read() for shard in self._shards)
 
     def _split(self, held_out: float, validation: float, most: int | None) -> tuple[list[Rows], list[Rows], list[Rows]]:
         ends = np.cumsum([shard.samples for shard in self._shards])

@@ -1,6 +1,6 @@
 """What is held out stays so, orders follow from seed and epoch, and trainings go on where they stopped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,33 @@ def test_a_stream_is_cut_only_where_that_is_asked_for() -> None:
 def test_of_a_stream_every_kth_batch_is_held_out() -> None:
     data = open_data(batches_of_four, interfaces.vectors(), held_out=0.25)
     assert [batch[0] for batch in shown(data.held_out())] == [0, 16, 32, 48, 64, 80]
+
+
+def test_what_is_held_out_is_counted_without_a_walk_where_samples_are(opened: Opened) -> None:
+    data = opened(held_out=0.25)
+    assert data.held_out_samples in (24, None)
+    assert sum(map(len, shown(data.held_out()))) == data.held_out_samples == 24
+
+
+def test_a_rest_that_the_model_does_not_take_is_not_counted() -> None:
+    data = open_data(numbered(100), interfaces.vectors(batch=8), held_out=0.1)
+    assert data.held_out_samples == sum(map(len, shown(data.held_out()))) == 8
+
+
+def test_of_an_endless_stream_nothing_is_counted() -> None:
+    def endless() -> Iterator[dict[str, torch.Tensor]]:
+        while True:
+            yield numbered(4)
+
+    data = open_data(endless, interfaces.vectors(), held_out=0.25, validation=0.05)
+    assert data.held_out_samples is None and len(list(data.identifying())) == 3
+
+
+def test_all_that_is_counted_identifies_the_data(tmp_path: Path) -> None:
+    for source in (numbered(96), folder(tmp_path, 30, 40, 26)):
+        data = open_data(source, interfaces.vectors(), held_out=numbered(7, 1000), validation=0.1, most=50)
+        found = {label for batch in shown(data.identifying()) for label in batch}
+        assert found == {*range(96), *range(1000, 1007)}
 
 
 def test_a_stream_too_short_to_train_on_is_refused() -> None:
