@@ -165,7 +165,7 @@ class _Run:
         state.step += 1
         state.losses.append(value)
         state.seconds = self._before + time.monotonic() - self._began
-        swapped, is_due = len(self.student.active), state.step % settings.evaluate_every == 0
+        swapped, is_due = len(self.student.active), state.step % settings.evaluation_interval == 0
         held_out = self._evaluate() if is_due or state.step == settings.steps else None
         if rank() == 0:
             self._on_progress(Progress(state.step, settings.steps, value, rate, swapped, state.seconds, held_out))
