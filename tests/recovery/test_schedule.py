@@ -17,7 +17,8 @@ def first_settled(**changed: Any) -> tuple[int | None, int]:
     settled: list[nn.Module] = []
     for leaf in student.leaves.values():
         object.__setattr__(leaf, "settle", lambda leaf=leaf: settled.append(leaf))
-    settings = RecoverySettings(**({"steps": 100, "schedule": "one-at-a-time"} | changed))
+    given: dict[str, Any] = {"steps": 100, "schedule": "one-at-a-time"}
+    settings = RecoverySettings(**(given | changed))
     schedule = SwapSchedule(student, settings)
     complete = next(step for step in range(settings.steps) if schedule.is_complete(step))
     for step in range(settings.steps):
