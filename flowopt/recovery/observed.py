@@ -75,10 +75,11 @@ def parted(
         count = max(1, len(batches) // 4)
         batches, held_out = batches[:-count], batches[-count:]
     if not batches or not held_out:
-        takes = "" if axis is None else f"the model takes {axis} samples at a time"
+        given = "there is a single batch for calibration, which cannot be parted" if batches else "there is no batch"
+        takes = "" if axis is None else f"; the model takes {axis} samples at a time"
         raise UserError(
             "a fit needs samples to be judged by, beside those that it is fitted to",
-            why=f"there is a single batch for calibration, which cannot be parted; {takes}".removesuffix("; "),
+            why=given + takes,
             hint="more data, more batches for calibration (--calibration 16), or recovery without ridge and match "
             "(--recover distill, or none)",
         )

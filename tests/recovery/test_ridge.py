@@ -130,6 +130,7 @@ def test_without_a_penalty_there_is_no_fit() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_one_batch_is_too_few_to_fit_and_judge(count: int) -> None:
-    with pytest.raises(UserError, match="at least one batch, and another"):
-        refit_linears(swapped_student(), tiny_program(), batches(count))
+def test_nothing_is_fitted_without_something_to_judge_by(count: int) -> None:
+    one_sample = [{name: tensor[:1] for name, tensor in batches(1)[0].items()}]
+    with pytest.raises(UserError, match="a fit needs samples to be judged by"):
+        refit_linears(swapped_student(), tiny_program(), one_sample[:count])
