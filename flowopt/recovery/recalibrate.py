@@ -75,7 +75,7 @@ def statistics_at_test_time(program: Program, batches: Iterable[Batch]) -> Stati
 
     The model runs as it is. Returns and raises as ``reestimate``; for the pass ``freeze-test-time-norm``.
     """
-    norms = [norm for node in program.graph.nodes if (norm := batch_dependent_norm(node)) is not None]
+    norms = [norm for node in program.graph.nodes if (norm := batch_dependent_norm(node, program.constant)) is not None]
     if not norms:
         raise UserError(
             "the model has no batch norm that goes by its batch at test time",

@@ -15,7 +15,8 @@ Refuses when:
     not-measured            ``statistics`` has nothing of the norm, or of another number of channels
     not-a-norm              a root that belongs to no alpha-BN: other operators, a gain or shift or mixture that is
                             computed at run time, statistics of something else than all samples and places of the norm's
-                            input (a padding mask); or a batch norm with running statistics
+                            input (a padding mask), or something else than their mean and unbiased variance (half of
+                            it, its root); or a batch norm with running statistics
     axis-mismatch           the channels are not on axis 1, where a batch norm has them
     not-finite              a mean or variance is not finite, negative, or beyond the range of the norm's dtype
     multiple-readers        the saved statistics are read
@@ -26,8 +27,11 @@ Attributes of the matched operators:
     running_mean, running_var checked to be missing; training irrelevant: without statistics it is of the batch either
     way; momentum irrelevant, nothing moves; cudnn_enabled irrelevant: it picks a kernel.
     sqrt, div, sub: operands used. add: operands used, alpha checked to be 1. mul: operands used. sum: dim checked to be
-    all axes but that of the channels; keepdim irrelevant: what is made of the sum is not kept. reshape, view: of
-    vectors of channels, their shape checked.
+    all axes but that of the channels; keepdim irrelevant: what is made of the sum is not kept; dtype checked to be
+    floating point. mean: likewise. reshape, view, unsqueeze: of vectors of channels, their shape checked where x meets
+    them. full: fill value used; the rest irrelevant. where: condition checked to hold always; the other value is never
+    taken. gt: operands used. clamp: min checked to be 1, max to be missing. cat, split_with_sizes: sizes checked to be
+    the same before and behind, along the only axis.
 
 Source: You et al., "Test-time batch statistics calibration for covariate shift", section 3.
 """
@@ -81,7 +85,7 @@ class FreezeTestTimeNorm(RewritePass[Plan]):
         node = site.node
         read = [u for u in node.users if u.target is operator.getitem and u.args[1] != 0]
         site.require(not read, "multiple-readers", "the norm's saved statistics are read", *read[:1])
-        norm = batch_dependent_norm(node)
+        norm = batch_dependent_norm(node, site.program.constant)
         if norm is None:
             site.refuse("not-a-norm", f"{node.name} belongs to no batch norm that goes by its batch")
         message = f"the channels of {norm.output.name} are on axis {norm.axis}, not 1"

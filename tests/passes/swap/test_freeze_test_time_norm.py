@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from flowopt.analysis.channel_statistics import ChannelStatistics
+from flowopt.ops import AlphaBatchNorm
 from flowopt.passes.fold.fold_batch_norm import FoldBatchNorm
+from flowopt.passes.fold.fold_constants import FoldConstants
 from flowopt.passes.swap.freeze_test_time_norm import FreezeTestTimeNorm
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.program import Program
@@ -124,13 +126,29 @@ def test_refuses_channels_on_another_axis() -> None:
     assert_refuses(FreezeTestTimeNorm(), program, code="axis-mismatch")
 
 
-def mixed(x: Tensor, over: Tensor, axes: tuple[int, ...], factor: Any = 0.3, other: Any = None) -> Tensor:
-    """A mixture by statistics of ``over``, or over fewer axes."""
-    mean = over.sum(axes) / 18
-    variance = (over - over.mean((0, 2), keepdim=True)).square().sum((0, 2)) / 17
+def same(vector: Tensor) -> Tensor:
+    return vector
+
+
+def mixed(
+    x: Tensor,
+    over: Tensor,
+    axes: tuple[int, ...],
+    factor: Any = 0.3,
+    other: Any = None,
+    *,
+    mean: Callable[[Tensor], Tensor] = same,
+    variance: Callable[[Tensor], Tensor] = same,
+) -> Tensor:
+    """A mixture by statistics of ``over``, or over fewer axes, or by what is made of them."""
+    own_mean = mean(over.sum(axes) / 18)
+    own_variance = variance((over - over.mean((0, 2), keepdim=True)).square().sum((0, 2)) / 17)
     stored = torch.ones(4)
-    mean, variance = 0.7 * stored + factor * mean, 0.7 * stored + (factor if other is None else other) * variance
-    return (x - mean.reshape(1, -1, 1)) / (variance + 1e-5).sqrt().reshape(1, -1, 1)
+    mixed_mean, mixed_variance = (
+        0.7 * stored + share * own
+        for share, own in ((factor, own_mean), (factor if other is None else other, own_variance))
+    )
+    return (x - mixed_mean.reshape(1, -1, 1)) / (mixed_variance + 1e-5).sqrt().reshape(1, -1, 1)
 
 
 def test_refuses_roots_of_other_things() -> None:
@@ -145,6 +163,43 @@ def test_refuses_roots_of_other_things() -> None:
 
     run = assert_refuses(FreezeTestTimeNorm(), program_of(forward, normal(3, 4, 6)), code="not-a-norm")
     assert len(run.records[0].refused) == 5
+
+
+@pytest.mark.parametrize("forged", ["mean", "variance"])
+def test_refuses_what_is_made_of_the_batch_s_statistics(forged: str) -> None:
+    changes: list[Callable[[Tensor], Tensor]] = [
+        lambda v: 0.5 * v,
+        lambda v: v.roll(1),
+        lambda v: v.abs().sqrt(),
+        lambda v: v.clamp(max=0.1),
+        lambda v: 0.9 * v + 0.2,
+        lambda v: v * 17 / 18,
+        lambda v: v.where(v > 0, 0.0),
+        lambda v: v,
+    ]
+
+    def forward(m: Any, x: Tensor) -> list[Tensor]:
+        return [mixed(x, x, (0, 2), **{forged: change}) for change in changes]
+
+    run = run_passes(program_of(forward, normal(3, 4, 6)), [FreezeTestTimeNorm()])
+    codes = [refusal.code for refusal in run.records[0].refused]
+    # A square root among them has no norm around it. The last one is the norm itself, which nobody measured.
+    assert codes.count("not-measured") == 1
+    assert set(codes) == {"not-a-norm", "not-measured"}
+    assert len(codes) == len(changes) + 1
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("free", [{}, {0: "batch", 2: "places"}])
+def test_finds_the_norm_as_the_module_is_captured(axis: int, free: dict[int, str]) -> None:
+    norm = AlphaBatchNorm(4, target_weight=0.3, channel_axis=axis)
+    shape = (3, 4, 4)
+    if axis == -1:
+        free = {at - (at == 2): name for at, name in free.items()}
+    program = program_of(lambda m, x: m.norm(x), normal(*shape), free=free, norm=norm)
+    for found in (program, run_passes(program, [FoldConstants()]).program):
+        code = "not-measured" if axis == 1 else "axis-mismatch"
+        assert_refuses(FreezeTestTimeNorm(), found, code=code)
 
 
 def test_refuses_a_batch_norm_with_statistics() -> None:
