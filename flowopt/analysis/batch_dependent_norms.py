@@ -94,6 +94,8 @@ def _mixed(root: fx.Node, constant: Callable[[fx.Node], Tensor]) -> BatchDepende
     centred: Any = None if quotient is None or quotient.target is not _DIV else quotient.args[0]
     if variance is None or not _is_call(centred, _SUB) or quotient is None or quotient.args[1] is not shaped:
         return None
+    if centred.kwargs.get("alpha", 1) != 1:
+        return None
     source, broadcast = centred.args[:2]
     mean = broadcast.args[0] if isinstance(broadcast, fx.Node) and broadcast.target in _SHAPED else None
     axis = _channel_axis(broadcast, source)

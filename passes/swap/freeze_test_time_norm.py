@@ -41,6 +41,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, fx
 
 from flowopt.analysis.batch_dependent_norms import (
@@ -57,6 +58,7 @@ from flowopt.rewrite import Budget, Edit, Exactness, RewritePass, Site
 
 # It moves statistics in training alone; torch's default.
 _MOMENTUM = 0.1
+_TO = torch.ops.aten._to_copy.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +103,23 @@ class FreezeTestTimeNorm(RewritePass[Plan]):
             shares = [norm.target_weight * vector.to(own[0].device) for vector in found]
             found = ChannelStatistics(own[0] + shares[0], own[1] + shares[1])
         with edit.before(norm.output):
-            mean, variance = stored_statistics(edit, found, norm.source, norm.source)
-            gain, shift = (_flat(edit, vector, name) for vector, name in ((norm.gain, "weight"), (norm.shift, "bias")))
-            new = edit.call(EVAL_BATCH_NORM, norm.source, gain, shift, mean, variance, _MOMENTUM, norm.eps)
+            source, dtype = norm.source, norm.output.meta["val"].dtype
+            if source.meta["val"].dtype != dtype:
+                # Statistics or a gain of more bits made it that of the output: a batch norm's comes from its input.
+                source = edit.call(_TO, source, dtype=dtype)
+            mean, variance = stored_statistics(edit, found, source, source)
+            named = ((norm.gain, "weight"), (norm.shift, "bias"))
+            gain, shift = (_stored_vector(edit, vector, name, source) for vector, name in named)
+            new = edit.call(EVAL_BATCH_NORM, source, gain, shift, mean, variance, _MOMENTUM, norm.eps)
             edit.replace(norm.output, edit.call(operator.getitem, new, 0))
         return f"{norm.channels} channels, {norm.target_weight:g} of their statistics from the data"
 
 
-def _flat(edit: Edit, vector: fx.Node | None, name: str) -> fx.Node | None:
-    """A vector of one axis, as the operator takes it."""
-    if vector is None or vector.meta["val"].dim() == 1:
+def _stored_vector(edit: Edit, vector: fx.Node | None, name: str, source: fx.Node) -> fx.Node | None:
+    """A vector of one axis in the dtype of what is normalised, as the operator takes it."""
+    if vector is None:
+        return None
+    recorded: Tensor = vector.meta["val"]
+    if recorded.dim() == 1 and recorded.dtype == source.meta["val"].dtype:
         return vector
-    value: Tensor = edit.constant(vector).flatten()
-    return edit.parameter(f"{edit.anchor.name}.{name}", value, like=vector)
+    return edit.parameter(f"{edit.anchor.name}.{name}", edit.constant(vector).flatten(), like=source)

@@ -102,6 +102,27 @@ def test_a_gain_and_a_shift_are_optional() -> None:
     assert_rewrites(pass_, program, before={WHOLE: 1}, after={WHOLE: 0, NORM: 1})
 
 
+def test_a_norm_that_counts_in_32_bits_may_be_stored_in_16() -> None:
+    norm = AlphaBatchNorm(3, target_weight=0.3, channel_axis=1).half()
+    x = normal(8, 3, 5, dtype=torch.float16)
+    program = program_of(lambda m, x: m.norm(x) + 1.0, x, norm=norm)
+    pass_ = FreezeTestTimeNorm(statistics=statistics_at_test_time(program, [{"x": x}]))
+    run = assert_rewrites(pass_, program, before={NORM: 0}, after={NORM: 1, "aten.sqrt": 0})
+    assert output(run.program, x).dtype is torch.float16
+    # Values below 8 in float16.
+    torch.testing.assert_close(output(run.program, x), output(program, x), rtol=2e-3, atol=4e-3)
+
+
+def test_a_norm_of_32_bits_on_a_value_of_16_gives_32() -> None:
+    x = normal(8, 4, 5, dtype=torch.float16)
+    program = program_of(lambda m, x: m.norm(x), x, norm=AlphaNorm(4))
+    pass_ = FreezeTestTimeNorm(statistics=statistics_at_test_time(program, [{"x": x}]))
+    run = assert_rewrites(pass_, program, before={NORM: 0}, after={NORM: 1, "aten.sqrt": 0})
+    assert output(run.program, x).dtype is output(program, x).dtype is torch.float32
+    # The mean and the variance were summed in float16.
+    torch.testing.assert_close(output(run.program, x), output(program, x), rtol=2e-3, atol=4e-3)
+
+
 def test_bare_exports_spell_it_as_batch_norm() -> None:
     norm = randomised(nn.BatchNorm1d(4, track_running_stats=False))
     program = undecomposed(norm, normal(5, 4, 6))
@@ -139,6 +160,7 @@ def mixed(
     *,
     mean: Callable[[Tensor], Tensor] = same,
     variance: Callable[[Tensor], Tensor] = same,
+    alpha: int = 1,
 ) -> Tensor:
     """A mixture by statistics of ``over``, or over fewer axes, or by what is made of them."""
     own_mean = mean(over.sum(axes) / 18)
@@ -148,7 +170,7 @@ def mixed(
         0.7 * stored + share * own
         for share, own in ((factor, own_mean), (factor if other is None else other, own_variance))
     )
-    return (x - mixed_mean.reshape(1, -1, 1)) / (mixed_variance + 1e-5).sqrt().reshape(1, -1, 1)
+    return x.sub(mixed_mean.reshape(1, -1, 1), alpha=alpha) / (mixed_variance + 1e-5).sqrt().reshape(1, -1, 1)
 
 
 def test_refuses_roots_of_other_things() -> None:
@@ -158,11 +180,12 @@ def test_refuses_roots_of_other_things() -> None:
             mixed(x, x.abs(), (0, 2)),
             mixed(x, x, (0, 2), factor=x.mean()),
             mixed(x, x, (0, 2), factor=0.3, other=0.4),
+            mixed(x, x, (0, 2), alpha=2),
             (x - 0.5) / (x.square().sum((0, 2)) + 1e-5).sqrt().reshape(1, -1, 1),
         ]
 
     run = assert_refuses(FreezeTestTimeNorm(), program_of(forward, normal(3, 4, 6)), code="not-a-norm")
-    assert len(run.records[0].refused) == 5
+    assert len(run.records[0].refused) == 6
 
 
 @pytest.mark.parametrize("forged", ["mean", "variance"])
