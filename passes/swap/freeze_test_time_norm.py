@@ -7,6 +7,9 @@ A batch norm that keeps no running statistics normalises by the batch in eval mo
 stored statistics with the batch's. What a sample gets then depends on what else is in its batch, and nothing folds.
 With statistics for good it is a batch norm in eval mode, which folds.
 
+Each keeps the variance that it divides by: that of the values themselves (biased) without statistics, the unbiased one
+in a mixture. On the data in one batch, nothing changes.
+
 Numerical effect: APPROXIMATE. The outputs are those that the sample would get in one batch of all the data; how far
 that is from its own batch depends on that batch, most of all on how small it is. The budget is for inputs of ordinary
 numbers, which need not be like the data: it is wide.
