@@ -119,6 +119,7 @@ class AlphaBatchNorm(nn.Module):
         shift: Tensor,
         mean_square: Tensor,
         *,
+        mean: Tensor | None = None,
         channel_axis: int = -1,
         target_weight: float = 0.0,
         eps: float = 1e-5,
@@ -129,13 +130,23 @@ class AlphaBatchNorm(nn.Module):
         With the default ``target_weight=0`` that is eval mode and the first training step.
 
         Args:
-            scale, shift, mean_square: (channels,); the stored mean is 0 and the stored variance ``mean_square``. The
-                module has the dtype and the device of ``scale``.
+            scale, shift, mean_square: (channels,); the module has the dtype and the device of ``scale``.
+            mean: (channels,), of the inputs, 0 where left out; the stored variance is ``mean_square - mean^2``. Give
+                the true one where the module is trained: the stored mean then stays where it is. From 0 it drifts to
+                the true one, and the map with it.
 
         The other arguments are those of the class.
+
+        Raises:
+            UserError: the vectors do not fit one another, ``mean_square`` is negative somewhere, or ``mean`` is not
+                finite.
         """
+        channels = require_affine(scale, shift, mean_square)
+        mean = torch.zeros_like(mean_square) if mean is None else mean
+        if mean.shape != (channels,) or not bool(mean.isfinite().all()):
+            raise UserError(f"mean has shape {tuple(mean.shape)}, but should be ({channels},) and finite.")
         norm = cls(
-            require_affine(scale, shift, mean_square),
+            channels,
             target_weight=target_weight,
             eps=eps,
             momentum=momentum,
@@ -144,9 +155,12 @@ class AlphaBatchNorm(nn.Module):
             dtype=scale.dtype,
         )
         with torch.no_grad():
-            norm.weight.copy_(scale.double() * (mean_square.double() + eps).sqrt())
-            norm.bias.copy_(shift)
-            norm.running_var.copy_(mean_square)
+            norm.running_mean.copy_(mean)
+            # Their difference may be rounded to below 0 where a channel is constant.
+            norm.running_var.copy_((mean_square.double() - mean.double().square()).clamp(min=0))
+            # Of the statistics as they are stored, so that their rounding cancels.
+            norm.weight.copy_(scale.double() * (norm.running_var.double() + eps).sqrt())
+            norm.bias.copy_(shift.double() + scale.double() * norm.running_mean.double())
         return norm
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
