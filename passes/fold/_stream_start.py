@@ -12,6 +12,7 @@ from flowopt.analysis.affine_streams import AffineStream
 from flowopt.analysis.channel_steps import scale_and_shift
 from flowopt.ir.metadata import module_path, recorded_tensor
 from flowopt.passes.fold._layers import freed_bytes
+from flowopt.passes.fold._lost_digits import loses_digits
 from flowopt.passes.fold._rescaled_stream import Readers, Rescaled, replaced_tensors
 from flowopt.passes.fold._stream_factors import Factors, ObstacleError
 from flowopt.passes.fold._stream_layers import Kind, kind_of
@@ -100,10 +101,7 @@ def growth(found: Rescaled, constant: Callable[[fx.Node], Tensor]) -> int:
 def _out_of_range(new: Tensor, old: Tensor | None, limits: torch.finfo) -> str | None:
     if not bool((new.abs() <= limits.max).all()):
         return f"exceed {limits.max:.3g}"
-    # Below the smallest normal number digits are lost; beside larger weights of the same row or column they do not
-    # matter.
-    pairs = [] if old is None else zip(_largest(old), _largest(new), strict=True)
-    if any(bool(((before >= limits.tiny) & (after < limits.tiny)).any()) for before, after in pairs):
+    if old is not None and loses_digits(new, old, limits):
         return f"be below {limits.tiny:.3g} and lose digits"
     return None
 
@@ -121,10 +119,3 @@ def _dtypes(stream: AffineStream) -> Iterable[torch.dtype]:
 def _reach(limits: torch.finfo) -> float:
     """The exponent, positive or negative, up to which every number is normal."""
     return min(log2(limits.max), -log2(limits.tiny))
-
-
-def _largest(parameter: Tensor) -> list[Tensor]:
-    """The largest magnitude of each row and of each column, or of a vector."""
-    if parameter.dim() < 2:
-        return [parameter.abs().amax()]
-    return [parameter.abs().flatten(1).amax(1), parameter.abs().transpose(0, 1).flatten(1).amax(1)]

@@ -131,6 +131,41 @@ def test_refuses_a_frozen_norm_that_others_read(code: str) -> None:
     assert len(run.records[0].refused) == 2
 
 
+def small_channel(scale: float) -> tuple[nn.Module, Tensor]:
+    """A frozen map in float16 with one channel of that scale, between layers, and an input."""
+    norm = FrozenMap(WIDTH, "mul and add", 0)
+    module = read_by(nn.Sequential(nn.Tanh(), norm), nn.Linear(WIDTH, 3))
+    norm.scale.data = torch.where(torch.arange(WIDTH) == 2, scale, norm.scale.data.sign())
+    return module.half(), X.half()
+
+
+def test_refuses_a_scale_that_leaves_no_normal_number_of_a_column() -> None:
+    # What the column reads may be as large as its scale is small: beside the others of the row it counts.
+    module, x = small_channel(2e-5)
+    assert_refuses(FoldNormAffine(), module, (x,), code="extreme-scale")
+
+
+def test_refuses_such_a_column_of_one_group_of_a_convolution() -> None:
+    # The first column of the other group has normal numbers.
+    norm = nn.BatchNorm2d(4)
+    module = read_by(norm, nn.Conv2d(4, 6, 1, groups=2))
+    norm.weight.data = torch.tensor([1.0, 1.0, 1e-5, 1.0])
+    image = normal(2, 4, 3, 3).half()
+    assert_refuses(FoldNormAffine(), canonical(capture(module.half(), (image,))), code="extreme-scale")
+
+
+def test_a_scale_of_zero_folds_into_a_column_of_zeros() -> None:
+    module, x = small_channel(0.0)
+    run = assert_rewrites(FoldNormAffine(), module, (x,), before={"aten.mul.Tensor": 1}, after=NONE_LEFT)
+    assert not run.program.tensors["readers.0.weight_1"][:, 2].any()
+
+
+def test_a_small_gain_of_one_feature_of_a_live_norm_folds_in_float16() -> None:
+    module = read_by(nn.LayerNorm(WIDTH, bias=False), nn.Linear(WIDTH, 3))
+    module.norm.weight.data = torch.tensor([1.0] * (WIDTH - 1) + [2e-5])  # type: ignore[union-attr]
+    assert_rewrites(FoldNormAffine(), module.half(), (X.half(),), before={}, after={"aten.linear": 1})
+
+
 def test_products_that_are_no_frozen_norm_are_no_sites() -> None:
     def forward(m: Written, x: Tensor) -> list[Tensor]:
         product = x * m.scale
