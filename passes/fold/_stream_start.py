@@ -17,8 +17,12 @@ from flowopt.passes.fold._rescaled_stream import Readers, Rescaled, replaced_ten
 from flowopt.passes.fold._stream_factors import Factors, ObstacleError
 from flowopt.passes.fold._stream_layers import Kind, kind_of
 
-# Of a dtype's range of exponents. What is left is for the values themselves: 2^4 in float16, 2^38 in float32.
+# Of a dtype's range of exponents. What is left is for the values themselves: up to 2^38 in float32.
 _SHARE: Final = 0.7
+# Exponents that are left at least: in float16 the scales take 2^-4 to 2^4, values of 2^-10 to 2^12 stay normal numbers.
+_FOR_VALUES: Final = 10.0
+# A reach below which values of a stream get near its ends: float16's.
+_SHORT: Final = 32.0
 
 
 def start_of(stream: AffineStream, found: Factors, readers: Readers) -> tuple[fx.Node, bool]:
@@ -48,6 +52,8 @@ def start_of(stream: AffineStream, found: Factors, readers: Readers) -> tuple[fx
 def exponents_of(stream: AffineStream, found: Factors, start: fx.Node, *, is_free: bool) -> tuple[int, ...]:
     """Powers of two, one for every channel, that keep all scales in range; empty where none is needed.
 
+    In float16 they always centre the scales, as exactly as powers of two can: what is spared is room for the values.
+
     Args:
         stream: the stream.
         found: its scales.
@@ -58,15 +64,16 @@ def exponents_of(stream: AffineStream, found: Factors, start: fx.Node, *, is_fre
         ObstacleError: scales leave the range of the narrowest dtype of the stream.
     """
     limits = min((torch.finfo(dtype) for dtype in _dtypes(stream)), key=_reach)
-    allowed = _SHARE * _reach(limits)
+    allowed = min(_SHARE * _reach(limits), _reach(limits) - _FOR_VALUES)
     reached = torch.stack([(factor / found.of(start)).abs().log2() for factor in found.factor.values()])
     low, high = reached.amin(0), reached.amax(0)
-    if max(float(-low.min()), float(high.max())) <= allowed:
+    fits = max(float(-low.min()), float(high.max())) <= allowed
+    if fits and not (is_free and _reach(limits) < _SHORT):
         return ()
     exponents = torch.round(-(low + high) / 2) if is_free else torch.zeros_like(low)
     worst = max(float(-(low + exponents).min()), float((high + exponents).max()))
     if worst <= allowed:
-        return tuple(int(e) for e in exponents)
+        return tuple(int(e) for e in exponents) if bool(exponents.any()) else ()
     message = f"a channel's scale would reach 2^{worst:.0f} or its inverse; {limits.dtype} takes 2^{allowed:.0f}"
     raise ObstacleError("extreme-scale", message)
 
