@@ -200,3 +200,23 @@ def test_nothing_is_left_of_a_frozen_norm_between_two_layers() -> None:
     run = run_passes(capture(module, (X,)), [FoldScale(), FoldNormAffine()])
     census = operator_census(run.program.graph)
     assert {name: census[name] for name in NONE_LEFT} == NONE_LEFT
+
+
+@pytest.mark.parametrize("reason", ["another axis", "too large", "too small"])
+def test_a_frozen_norm_that_its_readers_cannot_take_is_left_to_fold_scale(reason: str) -> None:
+    module = Written(
+        lambda m, x: m.reader(m.layer(x) * m.scale + m.shift),
+        layer=nn.Conv1d(WIDTH, WIDTH, 1),
+        reader=nn.Linear(WIDTH, 2),
+        scale=nn.Parameter(torch.full((WIDTH, 1), 100.0 if reason == "too large" else 0.01)),
+        shift=nn.Parameter(normal(WIDTH, 1)),
+    )
+    if reason != "another axis":
+        module.layer = nn.Linear(WIDTH, WIDTH)
+        module.scale.data, module.shift.data = module.scale.data.flatten(), module.shift.data.flatten()
+        module.reader.weight.data.fill_(1e3 if reason == "too large" else 1e-3)
+    randomised(module.layer)
+    program = canonical(capture(module.half().eval(), (normal(2, WIDTH, WIDTH).half(),)))
+    assert FoldNormAffine().sites(program)
+    run = assert_rewrites(FoldScale(), program, before={"aten.mul.Tensor": 1}, after={"aten.mul.Tensor": 0})
+    assert run.records[0].applied[0].summary.startswith("folded into the outputs of")
