@@ -18,7 +18,8 @@ def render_adaptation(adaptation: Adaptation, report: Report | None, model: str,
     screen.line(_headline(adaptation, report, model, folder), style="bold")
     for said in adaptation.broken:
         screen.line(f"beyond the budget: {said}", style="red")
-    screen.line(f"data: {adaptation.data}; {counted(adaptation.held_out, 'sample')} held out")
+    held_out = "some samples" if adaptation.held_out is None else counted(adaptation.held_out, "sample")
+    screen.line(f"data: {adaptation.data}; {held_out} held out")
     if adaptation.norms:
         _norms(screen, adaptation)
     if adaptation.stages:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from flowopt.errors import UserError
 from flowopt.ir.text import graph_text
 from flowopt.program.program import Program
-from flowopt.recovery.data.batch import Batch
 from flowopt.recovery.data.data import Data
 from flowopt.recovery.settings import RecoverySettings
 from flowopt.recovery.trainable import Trainable
@@ -23,14 +22,14 @@ _FREE = ("time_limit_seconds",)
 
 
 def identity_of(student: Trainable, teacher: Program, data: Data, settings: RecoverySettings) -> dict[str, Any]:
-    """Settings by name, and digests of the models and of the first batches, as JSON can hold them.
+    """Settings by name, and digests of the models and of the data, as JSON can hold them.
 
-    Of the student the structure counts, because the checkpoint holds its weights; of the teacher the weights, too.
+    Of the student the structure counts, because the checkpoint holds its weights; of the teacher the weights, too. Of
+    data in files and arrays every sample counts, of streams the first batches.
     """
     leaves = [f"{name}: {type(leaf).__qualname__}" for name, leaf in student.leaves.items()]
     state = [f"{name} {tensor.dtype} {list(tensor.shape)}" for name, tensor in student.state_dict().items()]
-    first: list[Batch] = [*islice(data.training(0), 1), *islice(data.held_out(), 1)]
-    arrays = chain.from_iterable((*_sorted(batch.inputs), *_sorted(batch.extra)) for batch in first)
+    arrays = chain.from_iterable((*_sorted(b.inputs), *_sorted(b.extra)) for b in data.identifying())
     return {
         "settings": {
             name: list(value) if isinstance(value, tuple) else value

@@ -17,6 +17,7 @@ from flowopt.ir.evaluate import Value, called
 from flowopt.ir.metadata import module_path
 from flowopt.program.program import Program
 from flowopt.recovery.counted_rows import counted_rows, rows_of
+from flowopt.recovery.data.batch_axis import batch_axis
 from flowopt.recovery.norm_readers import NormReaders, norm_readers, own_parameter
 from flowopt.recovery.observed import (
     Inputs,
@@ -81,7 +82,8 @@ def match_layers(
         padding: name of an input [batch, tokens] that is 1 (or True) where a token is real; the student's by default.
         seed: of the order of batches, 0 or more.
         norms: names of norms; by default all whose leaf is in place.
-        held_out: batches to judge by; by default the last quarter of ``batches``, which is then not trained on.
+        held_out: batches to judge by; by default the last quarter of ``batches``, or of the samples of a single one,
+            which is then not trained on.
         massive: vectors that many times as long as the median one do not count.
         on_progress: gets one line for each norm.
 
@@ -89,9 +91,9 @@ def match_layers(
         One result for each norm, in graph order.
 
     Raises:
-        UserError: no batch to train on or to judge by, or a norm without a leaf in place.
+        UserError: nothing to train on or to judge by, or a norm without a leaf in place.
     """
-    trained, judged = parted(batches, held_out)
+    trained, judged = parted(batches, held_out, batch_axis(teacher.interface))
     absent = sorted(set(norms or ()) - student.active)
     if absent:
         raise UserError(

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from flowopt.errors import UserError
 from flowopt.ir.evaluate import evaluate
 from flowopt.program.program import Program
+from flowopt.recovery.data.batch_axis import BatchAxis
 from flowopt.recovery.padding import real_tokens
 from flowopt.recovery.trainable import Trainable, device_of
 
@@ -56,21 +57,43 @@ def steady(student: Trainable) -> Iterator[None]:
             module.training = training
 
 
-def parted(batches: Sequence[Inputs], held_out: Sequence[Inputs] | None) -> tuple[Sequence[Inputs], Sequence[Inputs]]:
-    """Batches to fit to, and others to judge by: the last quarter where none are given.
+def parted(
+    batches: Sequence[Inputs], held_out: Sequence[Inputs] | None, axis: BatchAxis | None
+) -> tuple[Sequence[Inputs], Sequence[Inputs]]:
+    """Batches to fit to, and others to judge by.
+
+    Args:
+        batches: inputs by name.
+        held_out: to judge by; None: the last quarter of the batches, or of the samples where there is one batch.
+        axis: of the samples, if there is one.
 
     Raises:
-        UserError: no batches for either.
+        UserError: no batches for either, or one that cannot be parted.
     """
+    if held_out is None and len(batches) == 1 and axis is not None:
+        batches = _parts(batches[0], axis)
     if held_out is None:
         count = max(1, len(batches) // 4)
         batches, held_out = batches[:-count], batches[-count:]
     if not batches or not held_out:
+        takes = "" if axis is None else f"the model takes {axis} samples at a time"
         raise UserError(
-            "a fit needs at least one batch, and another one to be judged by",
-            hint="more data, smaller batches (--batch-size 8), or more of them for calibration",
+            "a fit needs samples to be judged by, beside those that it is fitted to",
+            why=f"there is a single batch for calibration, which cannot be parted; {takes}".removesuffix("; "),
+            hint="more data, more batches for calibration (--calibration 16), or recovery without ridge and match "
+            "(--recover distill, or none)",
         )
     return batches, held_out
+
+
+def _parts(batch: Inputs, axis: BatchAxis) -> Sequence[Inputs]:
+    """The batch without its last quarter, and that; the batch itself where the model does not take both."""
+    samples = min(map(len, batch.values()))
+    judged = max(1, axis.low, samples // 4)
+    if not axis.takes(samples - judged) or not axis.takes(judged) or samples - judged < 1:
+        return [batch]
+    first = {name: tensor[:-judged] for name, tensor in batch.items()}
+    return [first, {name: tensor[-judged:] for name, tensor in batch.items()}]
 
 
 def require_common_nodes(student: Trainable, teacher: Program, names: Collection[str]) -> None:

@@ -18,6 +18,7 @@ from flowopt.errors import UserError
 from flowopt.ir.metadata import module_path
 from flowopt.program.program import Program
 from flowopt.recovery.counted_rows import counted_rows, rows_of
+from flowopt.recovery.data.batch_axis import batch_axis
 from flowopt.recovery.moments import Moments, ridge_solution
 from flowopt.recovery.norm_readers import LINEAR, is_own, norm_readers, own_parameter
 from flowopt.recovery.observed import (
@@ -82,7 +83,8 @@ def refit_linears(
         ridge: lambda over the mean diagonal of the input's second moments; above 0.
         layers: names of linear layers; by default those that read a norm whose leaf is in place. Layers whose weights
             are stored for others too, or not trained, are passed over where they are not named.
-        held_out: batches to judge by; by default the last quarter of ``batches``, which is then not fitted to.
+        held_out: batches to judge by; by default the last quarter of ``batches``, or of the samples of a single one,
+            which is then not fitted to.
         massive: vectors that many times as long as the median one do not count.
         on_progress: gets one line for each layer.
 
@@ -90,11 +92,11 @@ def refit_linears(
         One result for each layer, in graph order.
 
     Raises:
-        UserError: no batch to fit to or to judge by, ``ridge`` not above 0, or a named layer that is none or is tied.
+        UserError: nothing to fit to or to judge by, ``ridge`` not above 0, or a named layer that is none or is tied.
     """
     if not ridge > 0:
         raise UserError(f"ridge={ridge} must be above 0: without it the solution need not be unique")
-    fitted, judged = parted(batches, held_out)
+    fitted, judged = parted(batches, held_out, batch_axis(teacher.interface))
     chosen = _named(student, layers) if layers is not None else _behind_norms(student)
     require_common_nodes(student, teacher, [layer.name for layer in chosen])
     found: list[Refit] = []

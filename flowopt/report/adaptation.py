@@ -118,7 +118,7 @@ class Adaptation:
     Attributes:
         method: such as ``swap-norm to unified`` or ``recalibrate-batch-norm by alpha-bn``.
         data: where calibration and training data came from, in words.
-        held_out: samples that recovery never saw.
+        held_out: samples that recovery never saw; None where nobody has counted them: of a stream, after a dry run.
         norms: every norm of the model; none for a recalibration.
         stages: in order; the last is what was kept.
         original_metric: the user's metric of the original on the same held-out data; None without one.
@@ -134,7 +134,7 @@ class Adaptation:
 
     method: str
     data: str
-    held_out: int
+    held_out: int | None
     norms: tuple[NormRecord, ...]
     stages: tuple[Stage, ...] = ()
     original_metric: float | None = None

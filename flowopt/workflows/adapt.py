@@ -15,7 +15,6 @@ from flowopt.lowering.tvm.toolchain import require_toolchain
 from flowopt.nearest import nearest
 from flowopt.passes.swap.swap_norm import TARGETS
 from flowopt.program.program import Program
-from flowopt.recovery.data.data import Data
 from flowopt.recovery.data.open_data import open_data
 from flowopt.recovery.distributed import process_group, rank
 from flowopt.report.adaptation import Adaptation
@@ -156,7 +155,7 @@ def adapt(
             ).run(dry_run=dry_run)
         is_first = rank() == 0
     adaptation = dataclasses.replace(
-        adaptation, metric=name, held_out=_held_out(opened), data=opened.name, budget=budget.limits()
+        adaptation, metric=name, held_out=opened.held_out_samples, data=opened.name, budget=budget.limits()
     )
     if dry_run or not is_first:
         return AdaptResult(program if dry_run else made, None, None, adaptation)
@@ -219,10 +218,6 @@ def _rows(program: Program, outputs: Iterable[str]) -> dict[str, int | str]:
     """How many elements a row of each output has."""
     shapes = {name: program.shape(name) for name in outputs}
     return {name: shape[-1] if len(shape) > 1 else 1 for name, shape in shapes.items()}
-
-
-def _held_out(data: Data) -> int:
-    return sum(batch.samples for batch in data.held_out())
 
 
 def _require_known(option: str, value: str | None, known: Iterable[str]) -> None:

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from flowopt.errors import UserError
+from flowopt.recovery.data.open_data import open_data
 from flowopt.recovery.distill import recover
+from flowopt.recovery.identity import identity_of
 from flowopt.recovery.recovered import Progress
 from flowopt.recovery.settings import RecoverySettings
 from tests.recovery.tiny_processes import run_alone, run_together, run_until_killed
-from tests.recovery.tiny_recovery import SETTINGS, recovered, tiny_data, tiny_student
-from tests.recovery.tiny_transformer import program_of, tiny_program, tiny_transformer
+from tests.recovery.tiny_recovery import SAMPLES, SETTINGS, recovered, tiny_data, tiny_student
+from tests.recovery.tiny_transformer import inputs, program_of, tiny_program, tiny_transformer
 
 # Every norm by a published one, with statistics of its own.
 PUBLISHED = 'leaves="published"'
@@ -89,6 +91,21 @@ def test_resuming_with_something_else_says_what_differs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other data"):
         data = tiny_data(program, seed=6)
         recover(tiny_student(program), program, data, settings, checkpoint=path, resume=True)
+
+
+def test_any_sample_that_differs_makes_other_data() -> None:
+    program, settings = tiny_program(), RecoverySettings(**SETTINGS)
+    student, arrays = tiny_student(program), inputs(SAMPLES, seed=5)
+
+    def digest(change: int | None) -> object:
+        changed = {name: array.clone() for name, array in arrays.items()}
+        if change is not None:
+            changed["ids"][change, 0] += 1
+        data = open_data(changed, program.interface, batch_size=8, held_out=0.2)
+        return identity_of(student, program, data, settings)["data"]
+
+    assert digest(None) == digest(None)
+    assert len({digest(change) for change in (None, 0, 23, 41, SAMPLES - 1)}) == 5
 
 
 def test_a_longer_time_limit_is_no_other_setting(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """How ``flowopt.adapt`` recovers: repeatable, resumable, from streams, and not at any price."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ def test_streamed_data_do_as_well_as_arrays(tmp_path: Path) -> None:
     found = adapted(tmp_path, force=True, budget=budget, **given).adaptation
     assert (found.data, found.held_out, found.original_metric) == ("batches", 4 * 16, 1.0)
     assert found.stages[-1].agreement[0].rows == 4 * 16
+
+
+def test_a_dry_run_needs_no_end_of_a_stream(tmp_path: Path) -> None:
+    def endless() -> Iterator[dict[str, Tensor]]:
+        for number in itertools.count():
+            yield labelled(16, seed=number)
+
+    found = adapted(tmp_path, force=True, data=endless, held_out=0.2, calibration=2, dry_run=True).adaptation
+    assert found.held_out is None and all(norm.reason == "" for norm in found.norms)
 
 
 def test_a_diverging_loss_writes_nothing(tmp_path: Path) -> None:

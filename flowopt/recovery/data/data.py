@@ -18,12 +18,14 @@ class Data:
         name: of the source, for reports.
         training_batches: in one epoch; None for streams.
         has_held_out: whether any part was asked to be held out.
+        held_out_samples: how many; of a stream None until ``held_out`` was walked to its end.
     """
 
     def __init__(self, source: Source, held: Source | None, axis: BatchAxis | None) -> None:
         self.name = source.name
         self.training_batches = source.training_batches
         self.has_held_out = held is not None
+        self.held_out_samples: int | None = 0 if held is None else held.held_out_samples
         self._source, self._held, self._axis = source, held, axis
 
     def calibration(self, count: int) -> Iterator[Batch]:
@@ -48,11 +50,19 @@ class Data:
         """The batches to choose by while training; the held-out ones where no part was asked for.
 
         Raises:
-            UserError: as ``held_out``.
+            UserError: a part was asked for, and there is no batch in it; else as ``held_out``.
         """
+        if not self._source.has_validation:
+            return self.held_out()
         batches = self._source.validation()
         first = next(batches, None)
-        return self.held_out() if first is None else itertools.chain([first], batches)
+        if first is None:
+            raise UserError(
+                f"{self.name} has no batch to choose the best state by",
+                why="held-out data stay unseen, and nothing is left beside them and what is trained on",
+                hint="give more data, or smaller batches",
+            )
+        return itertools.chain([first], batches)
 
     def held_out(self) -> Iterator[Batch]:
         """The held-out batches, the same at every call; none where nothing is held out.
@@ -69,7 +79,25 @@ class Data:
                 f"{self._held.name} has no batch to hold out",
                 hint="give more data, a larger held-out fraction, or a file of its own as held_out",
             )
-        return itertools.chain([first], batches)
+        return self._counted(itertools.chain([first], batches))
+
+    def identifying(self) -> Iterator[Batch]:
+        """What tells these data from others: the first batch of each part, and all samples where they are counted.
+
+        Of a stream no more is read than that: later batches may differ unnoticed.
+        """
+        for part in (self.training(0), self.validation(), self.held_out()):
+            yield from itertools.islice(part, 1)
+        yield from self._source.everything()
+        if self._held is not None and self._held is not self._source:
+            yield from self._held.everything()
+
+    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        samples = 0
+        for batch in batches:
+            samples += batch.samples
+            yield batch
+        self.held_out_samples = samples
 
     def _share(self, batch: Batch, rank: int, world: int) -> Batch:
         if world == 1:

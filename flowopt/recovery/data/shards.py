@@ -41,7 +41,7 @@ class Shards:
         size: samples in a batch; None: 32, or as many as there are or the model takes.
         axis: how many the model takes at a time; None is refused.
         held_out: fraction of the samples.
-        validation: fraction of the others.
+        validation: fraction of the others; where any, at least as many as the model takes at once.
         seed: of the draw and of every epoch's order.
         most: samples to use, drawn by seed; None: all.
 
@@ -63,13 +63,17 @@ class Shards:
     ) -> None:
         self.name = name
         self._shards, self._seed = shards, seed
+        self._axis = require_axis(axis)
+        self.has_validation = validation > 0
         self._training, self._validation, self._held = self._split(held_out, validation, most)
         counts: Counter[object] = Counter()
         for shard, rows in zip(shards, self._held if held_out == 1 else self._training, strict=True):
             counts[shard.sizes] += len(rows)
-        self._axis = require_axis(axis)
         self._size = require_batch_size(size, self._axis, min(_USUAL, max(counts.values())))
         self.training_batches: int | None = sum(count // self._size for count in counts.values())
+        plans = self._planned(enumerate(self._held), rest=True)
+        sizes = (sum(len(rows) for _, rows in plan) for plan in plans)
+        self.held_out_samples: int | None = sum(size for size in sizes if self._axis.takes(size))
         self._kept: tuple[int, Batch] | None = None
         if held_out < 1 and not self.training_batches:
             raise self._too_few(counts)
@@ -89,11 +93,16 @@ class Shards:
         """As what is held out, of the samples that are kept for it."""
         return (b for b in self._read(enumerate(self._validation), rest=True) if self._axis.takes(b.samples))
 
+    def everything(self) -> Iterator[Batch]:
+        """One shard after another, those samples too that are not used."""
+        return (shard.read() for shard in self._shards)
+
     def _split(self, held_out: float, validation: float, most: int | None) -> tuple[list[Rows], list[Rows], list[Rows]]:
         ends = np.cumsum([shard.samples for shard in self._shards])
         chosen = np.random.default_rng((self._seed, 0)).permutation(int(ends[-1]))[:most]
         rest, held = _parted(chosen, held_out)
-        training, validated = _parted(rest, validation)
+        # Too few to make a batch of, they would be lost to everyone, and nothing would be left to choose by.
+        training, validated = _parted(rest, validation, least=max(1, self._axis.low))
         starts = ends - [shard.samples for shard in self._shards]
         parts = [np.sort(part) for part in (training, validated, held)]
         first, second, third = (
@@ -136,11 +145,18 @@ class Shards:
         smaller = largest > 0 and self._axis.takes(largest)
         return UserError(
             f"{self.name}: {samples:,} samples for training{shapes} fill no batch of {self._size}",
+            why=self._kept_apart(),
             hint=f"give more data, or a batch size of at most {largest}" if smaller else "give more data",
         )
 
+    def _kept_apart(self) -> str:
+        held, validated = (sum(map(len, part)) for part in (self._held, self._validation))
+        kept = [f"{held:,} are held out"] if held else []
+        kept += [f"{validated:,} kept to choose the best state by"] if validated else []
+        return " and ".join(kept)
 
-def _parted(rows: Rows, share: float) -> tuple[Rows, Rows]:
-    """All but a share, and the share: one row at least, so that what was asked for can be looked at."""
-    count = max(round(len(rows) * share), 1 if share and len(rows) > 1 else 0)
+
+def _parted(rows: Rows, share: float, least: int = 1) -> tuple[Rows, Rows]:
+    """All but a share, and the share: ``least`` rows of it, so that what was asked for can be looked at."""
+    count = max(round(len(rows) * share), min(least, len(rows) - 1) if share and len(rows) > 1 else 0)
     return rows[: len(rows) - count], rows[len(rows) - count :]

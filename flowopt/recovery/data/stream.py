@@ -48,6 +48,8 @@ class Stream:
     ) -> None:
         self.name = name
         self.training_batches: int | None = None
+        self.has_validation = validation > 0
+        self.held_out_samples: int | None = None
         self._made, self._fitting, self._seed, self._most = made, fitting, seed, most
         is_fixed = fitting.axis is not None and fitting.axis.is_fixed
         self._size = require_batch_size(size, require_axis(fitting.axis), 1) if size is not None or is_fixed else None
@@ -84,6 +86,10 @@ class Stream:
     def validation(self) -> Iterator[Batch]:
         """Likewise."""
         return self._those(self._is_validated)
+
+    def everything(self) -> Iterator[Batch]:
+        """Nothing: it may never end."""
+        return iter(())
 
     def _those(self, wanted: Callable[[int], bool]) -> Iterator[Batch]:
         axis = self._fitting.axis

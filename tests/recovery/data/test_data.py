@@ -1,6 +1,6 @@
 """What is held out stays so, orders follow from seed and epoch, and trainings go on where they stopped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,29 @@ def test_without_a_part_of_its_own_what_is_held_out_serves_to_choose_by(opened: 
     assert shown(data.validation()) == shown(data.held_out())
 
 
+def test_a_model_of_fixed_batch_gets_a_whole_one_to_choose_by() -> None:
+    unseen = numbered(64, 1000)
+    data = open_data(numbered(200), interfaces.vectors(batch=16), held_out=unseen, validation=0.05)
+    (kept,) = shown(data.validation())
+    assert len(kept) == 16 and max(kept) < 1000
+    assert not set(kept) & {label for batch in shown(data.training(0)) for label in batch}
+
+
+def test_too_few_samples_to_keep_a_batch_to_choose_by_are_refused() -> None:
+    with pytest.raises(UserError, match="2 samples for training fill no batch of 16") as caught:
+        open_data(numbered(20), interfaces.vectors(batch=16), held_out=0.1, validation=0.05)
+    assert "2 are held out and 16 kept to choose the best state by" in str(caught.value)
+
+
+def test_where_a_part_to_choose_by_has_no_batch_nothing_else_serves_for_it() -> None:
+    ends_early = open_data([numbered(4)], interfaces.vectors(), held_out=numbered(8, 1000), validation=0.05)
+    # Its second batch, the one to choose by, is a rest that the model does not take.
+    ends_in_a_rest = open_data([numbered(6)], interfaces.vectors(batch=4), held_out=numbered(8, 1000), validation=0.05)
+    for data in (ends_early, ends_in_a_rest):
+        with pytest.raises(UserError, match="no batch to choose the best state by"):
+            data.validation()
+
+
 @pytest.mark.parametrize("share", [-0.1, 0.5, 1.0])
 def test_a_share_to_choose_by_leaves_most_to_train_on(opened: Opened, share: float) -> None:
     with pytest.raises(UserError, match="is a fraction from 0 to below 0.5"):
@@ -124,6 +147,33 @@ def test_a_stream_is_cut_only_where_that_is_asked_for() -> None:
 def test_of_a_stream_every_kth_batch_is_held_out() -> None:
     data = open_data(batches_of_four, interfaces.vectors(), held_out=0.25)
     assert [batch[0] for batch in shown(data.held_out())] == [0, 16, 32, 48, 64, 80]
+
+
+def test_what_is_held_out_is_counted_without_a_walk_where_samples_are(opened: Opened) -> None:
+    data = opened(held_out=0.25)
+    assert data.held_out_samples in (24, None)
+    assert sum(map(len, shown(data.held_out()))) == data.held_out_samples == 24
+
+
+def test_a_rest_that_the_model_does_not_take_is_not_counted() -> None:
+    data = open_data(numbered(100), interfaces.vectors(batch=8), held_out=0.1)
+    assert data.held_out_samples == sum(map(len, shown(data.held_out()))) == 8
+
+
+def test_of_an_endless_stream_nothing_is_counted() -> None:
+    def endless() -> Iterator[dict[str, torch.Tensor]]:
+        while True:
+            yield numbered(4)
+
+    data = open_data(endless, interfaces.vectors(), held_out=0.25, validation=0.05)
+    assert data.held_out_samples is None and len(list(data.identifying())) == 3
+
+
+def test_all_that_is_counted_identifies_the_data(tmp_path: Path) -> None:
+    for source in (numbered(96), folder(tmp_path, 30, 40, 26)):
+        data = open_data(source, interfaces.vectors(), held_out=numbered(7, 1000), validation=0.1, most=50)
+        found = {label for batch in shown(data.identifying()) for label in batch}
+        assert found == {*range(96), *range(1000, 1007)}
 
 
 def test_a_stream_too_short_to_train_on_is_refused() -> None:
