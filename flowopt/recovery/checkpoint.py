@@ -4,9 +4,11 @@ It is written beside its place, brought to the disk, and renamed. Numbers and wo
 in it can run anything when it is read.
 """
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,22 +62,56 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         MalformedModel: the file is something else, or damaged.
     """
+    return _read(path, with_tensors=True)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts of a checkpoint, without its tensors.
+
+    Raises:
+        MalformedModel: as ``read_checkpoint``.
+    """
+    return _read(path, with_tensors=False).facts
+
+
+@contextlib.contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Within it, what a checkpoint holds is made use of: facts and tensors that do not fit are told as what they are.
+
+    Raises:
+        MalformedModel: something lacks, or is of another kind than what was written.
+    """
+    try:
+        yield
+    # What is missing or of another kind shows wherever it is used; torch tells of it by a RuntimeError.
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise _no_checkpoint(path, error) from error
+
+
+def _read(path: Path, *, with_tensors: bool) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+            names = list(file.keys()) if with_tensors else []
+            tensors = {name: file.get_tensor(name) for name in names}
         facts = json.loads(header[_KEY])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise MalformedModel(
-            f"{path} is no checkpoint of a recovery",
-            why=f"{type(error).__name__}: {error}",
-            hint="give the file that an earlier run wrote, or begin anew without resuming",
-        ) from error
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
+        raise _no_checkpoint(path, error) from error
+    if not isinstance(facts, dict):
+        raise _no_checkpoint(path, TypeError(f"its facts are no names and values but {type(facts).__name__}"))
     if facts.pop("version", None) != _VERSION:
         raise MalformedModel(f"{path} was written by another version of flowopt", hint="begin anew without resuming")
     return Checkpoint(tensors, facts)
+
+
+def _no_checkpoint(path: Path, error: Exception) -> MalformedModel:
+    return MalformedModel(
+        f"{path} is no checkpoint of a recovery",
+        why=f"{type(error).__name__}: {error}",
+        hint="give the file that an earlier run wrote, or begin anew without resuming",
+    )
 
 
 def _sync(path: Path) -> None:

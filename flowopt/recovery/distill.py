@@ -18,7 +18,8 @@ from torch import nn
 from flowopt.errors import UserError
 from flowopt.program.program import Program
 from flowopt.recovery.batches import endless
-from flowopt.recovery.checkpoint import read_checkpoint, write_checkpoint
+from flowopt.recovery.beginning import require_beginning
+from flowopt.recovery.checkpoint import read_checkpoint, understood, write_checkpoint
 from flowopt.recovery.convergence import require_convergence, require_finite
 from flowopt.recovery.data.batch import Batch
 from flowopt.recovery.data.data import Data
@@ -75,10 +76,7 @@ def recover(
         UserError: data, settings or a checkpoint that do not fit; a checkpoint that would be overwritten.
         CannotWrite, MalformedModel, MissingDependency: of the checkpoint, and of an optimizer.
     """
-    if checkpoint is not None and checkpoint.exists() and not resume:
-        raise UserError(f"{checkpoint} is there already", hint="resume from it, remove it, or choose another file")
-    if resume and checkpoint is None:
-        raise UserError("nothing to resume from", hint="name the checkpoint of the first run")
+    require_beginning(settings, checkpoint, resume=resume)
     device = device_of(student)
     with process_group(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
         run = _Run(student, teacher, data, settings, checkpoint, on_progress)
@@ -124,8 +122,9 @@ class _Run:
             self._identity = identity_of(student, teacher, data, settings)
         if checkpoint is not None and checkpoint.exists():
             found = read_checkpoint(checkpoint)
-            require_same(checkpoint, found.facts["identity"], self._identity)
-            self.state = restore(found, student, self._optimizer)
+            with understood(checkpoint):
+                require_same(checkpoint, found.facts["identity"], self._identity)
+                self.state = restore(found, student, self._optimizer)
         self._before = self.state.seconds
         self._shared_objective: nn.Module = averaged(self._objective)
 

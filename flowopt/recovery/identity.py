@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,7 @@ def identity_of(student: Trainable, teacher: Program, data: Data, settings: Reco
     state = [f"{name} {tensor.dtype} {list(tensor.shape)}" for name, tensor in student.state_dict().items()]
     arrays = chain.from_iterable((*_sorted(b.inputs), *_sorted(b.extra)) for b in data.identifying())
     return {
-        "settings": {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(settings).items()
-            if name not in _FREE
-        },
+        "settings": _told(settings),
         "student": _digest([graph_text(student.program.graph), *leaves, *state], ()),
         "teacher": _digest([graph_text(teacher.graph)], sorted(teacher.tensors.items())),
         "data": _digest([], arrays),
@@ -48,7 +44,28 @@ def require_same(path: Path, written: Mapping[str, Any], now: Mapping[str, Any])
     Raises:
         UserError: it says which settings differ, or which model or data.
     """
-    before, after = written["settings"], now["settings"]
+    _require_same_settings(path, written["settings"], now["settings"])
+    for part, what in (("student", "model or swapped norms"), ("teacher", "original model"), ("data", "data")):
+        if written[part] != now[part]:
+            raise UserError(
+                f"{path} was written for another {what}" if part != "data" else f"{path} was written with other data",
+                hint="resume with what the first run was given, or begin anew with another checkpoint",
+            )
+
+
+def require_same_settings(
+    path: Path, written: Mapping[str, Any], settings: RecoverySettings, unknown: Collection[str] = ()
+) -> None:
+    """As ``require_same``, of the settings alone; nothing is said of those that are ``unknown`` yet.
+
+    Raises:
+        UserError: it says which settings differ.
+    """
+    now = {name: value for name, value in _told(settings).items() if name not in unknown}
+    _require_same_settings(path, written["settings"], now)
+
+
+def _require_same_settings(path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     changed = [name for name in after if before.get(name) != after[name]]
     if changed:
         raise UserError(
@@ -56,12 +73,15 @@ def require_same(path: Path, written: Mapping[str, Any], now: Mapping[str, Any])
             + ", ".join(f"{name}={before.get(name)!r}, now {after[name]!r}" for name in changed),
             hint="resume with the settings of the first run, or begin anew with another checkpoint",
         )
-    for part, what in (("student", "model or swapped norms"), ("teacher", "original model"), ("data", "data")):
-        if written[part] != now[part]:
-            raise UserError(
-                f"{path} was written for another {what}" if part != "data" else f"{path} was written with other data",
-                hint="resume with what the first run was given, or begin anew with another checkpoint",
-            )
+
+
+def _told(settings: RecoverySettings) -> dict[str, Any]:
+    """Settings that count, by name, as JSON gives them back."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(settings).items()
+        if name not in _FREE
+    }
 
 
 def _sorted(arrays: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:

@@ -1,7 +1,7 @@
 """The optimizers of a recovery, and the learning rate of every step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,16 @@ def optimizer_of(student: Trainable, settings: RecoverySettings) -> torch.optim.
         *({"params": list(leaf.parameters()), "weight_decay": 0.0} for leaf in student.leaves.values()),
     ]
     return _made(settings.optimizer, [group for group in groups if group["params"]], settings.learning_rate)
+
+
+def require_optimizer(name: OptimizerName) -> None:
+    """Refuse an optimizer whose package is not there.
+
+    Raises:
+        MissingDependency: AdamP or SGDP without the package that has them.
+    """
+    if name != "adamw":
+        _optimizers(name)
 
 
 def step_of(optimizer: torch.optim.Optimizer) -> None:
@@ -65,6 +75,13 @@ def learning_rate(settings: RecoverySettings, step: int) -> float:
 def _made(name: OptimizerName, groups: list[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=_BETAS, foreach=False)
+    adamp, sgdp = _optimizers(name)
+    if name == "adamp":
+        return adamp(groups, lr=rate, betas=_BETAS)
+    return sgdp(groups, lr=rate, momentum=_MOMENTUM, nesterov=True)
+
+
+def _optimizers(name: str) -> tuple[Callable[..., torch.optim.Optimizer], Callable[..., torch.optim.Optimizer]]:
     try:
         from pytorch_optimizer import SGDP, AdamP
     except ImportError as error:
@@ -72,6 +89,4 @@ def _made(name: OptimizerName, groups: list[dict[str, Any]], rate: float) -> tor
             f"{name} comes from the package pytorch_optimizer, which is not installed",
             hint="pip install 'flowopt[recovery]'\nor the optimizer adamw, which needs nothing",
         ) from error
-    if name == "adamp":
-        return AdamP(groups, lr=rate, betas=_BETAS)
-    return SGDP(groups, lr=rate, momentum=_MOMENTUM, nesterov=True)
+    return AdamP, SGDP

@@ -91,6 +91,9 @@ def restore(checkpoint: Checkpoint, student: Trainable, optimizer: torch.optim.O
         checkpoint: of a student and an optimizer of the same structure.
         student: its parameters and statistics are overwritten.
         optimizer: its state is replaced.
+
+    Raises:
+        KeyError, RuntimeError, TypeError, ValueError: the checkpoint holds something else.
     """
     student.load_state_dict(_part(checkpoint, _STUDENT))
     numbers = checkpoint.facts["optimizer"]["numbers"]
@@ -105,12 +108,25 @@ def restore(checkpoint: Checkpoint, student: Trainable, optimizer: torch.optim.O
     state = RunState(**checkpoint.facts["state"])
     state.history = [Evaluation(**evaluation) for evaluation in checkpoint.facts["history"]]
     state.best = _part(checkpoint, _BEST)
+    _require_kinds(state, student)
     return state
 
 
 def snapshot(student: Trainable) -> dict[str, Tensor]:
     """A copy of the student's state that later steps do not change."""
     return {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
+
+
+def _require_kinds(state: RunState, student: Trainable) -> None:
+    fresh = RunState()
+    for one in dataclasses.fields(state):
+        value, wanted = getattr(state, one.name), type(getattr(fresh, one.name))
+        if not isinstance(value, wanted):
+            raise TypeError(f"{one.name} is {type(value).__name__}, not {wanted.__name__}")
+    if state.best_step not in {evaluation.step for evaluation in state.history}:
+        raise ValueError(f"the best step {state.best_step} was not evaluated")
+    if state.best.keys() != student.state_dict().keys():
+        raise KeyError("the best state has other tensors than the student")
 
 
 def _random_states(student: Trainable) -> dict[str, Tensor]:

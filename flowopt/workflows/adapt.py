@@ -21,6 +21,7 @@ from flowopt.report.adaptation import Adaptation
 from flowopt.report.report import Report
 from flowopt.runtime.artifact import Artifact
 from flowopt.workflows.adapting.agreement import Metric
+from flowopt.workflows.adapting.beginning import require_recovery
 from flowopt.workflows.adapting.budget import QualityBudget
 from flowopt.workflows.adapting.by_swap import SwapChoice, adapted_by_swap
 from flowopt.workflows.adapting.compared import compared
@@ -138,7 +139,8 @@ def adapt(
         data, program.interface, batch_size=batch_size, held_out=held_out, validation=validation, seed=seed, most=most
     )
     path = Path(folder) if folder is not None else default_folder(program)
-    plan = recovery or RecoveryPlan()
+    if swap_norm is not None and not dry_run:
+        require_recovery(plan, program, opened, outputs=counted, calibration=calibration, seed=seed)
     _require_apart(plan.checkpoint, path)
     with process_group(torch.device("cpu")):
         if not dry_run and rank() == 0:

@@ -81,12 +81,7 @@ def test_words_that_mean_nothing_are_exit_2_before_the_model_is_loaded(
         (("--padding", "patches"), 2, "'patches' is no input of shape (batch, tokens)", "inputs: patches; or none"),
         (("--output", "logits"), 2, "no floating output 'logits'", "its floating outputs: output"),
         (("--loss", "tests.absent:loss"), 66, "tests.absent", None),
-        (
-            ("--batch-size", "1", "--calibration", "1", "--force"),
-            2,
-            "a fit needs samples to be judged by",
-            "--calibration",
-        ),
+        (("--batch-size", "1", "--calibration", "1"), 2, "a fit needs samples to be judged by", "--recover distill"),
         (("--data", "absent.npz"), 66, "no file or folder of data absent.npz", "or name a function"),
         (("--data", "tests.absent:batches"), 66, "tests.absent", None),
     ],

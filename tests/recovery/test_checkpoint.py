@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from flowopt.errors import CannotWrite, MalformedModel
-from flowopt.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from flowopt.recovery.checkpoint import Checkpoint, read_checkpoint, read_facts, write_checkpoint
 
 TENSORS = {"a": torch.tensor([1.0, float("nan")]).to(torch.bfloat16), "b": torch.arange(6).reshape(2, 3).t()}
 
@@ -48,3 +48,18 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     for damaged, message in ((cut, "no checkpoint"), (plain, "no checkpoint"), (newer, "another version")):
         with pytest.raises(MalformedModel, match=message):
             read_checkpoint(damaged)
+
+
+@pytest.mark.parametrize("header", ["[]", "1", "null", '"words"', "{", '{"version": []}'])
+def test_headers_of_another_kind_are_no_checkpoints(header: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    save_file({"a": torch.ones(1)}, path, metadata={"flowopt_recovery": header})
+    for read in (read_checkpoint, read_facts):
+        with pytest.raises(MalformedModel):
+            read(path)
+
+
+def test_facts_are_read_without_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    write_checkpoint(path, Checkpoint(TENSORS, {"step": 1}))
+    assert read_facts(path) == {"step": 1}

@@ -1,13 +1,16 @@
 """A recovery that was stopped goes on as if it had not been."""
 
+import copy
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from flowopt.errors import UserError
+from flowopt.errors import MalformedModel, UserError
+from flowopt.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from flowopt.recovery.data.open_data import open_data
 from flowopt.recovery.distill import recover
 from flowopt.recovery.identity import identity_of
@@ -106,6 +109,32 @@ def test_any_sample_that_differs_makes_other_data() -> None:
 
     assert digest(None) == digest(None)
     assert len({digest(change) for change in (None, 0, 23, 41, SAMPLES - 1)}) == 5
+
+
+def test_a_checkpoint_with_something_else_in_it_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    recovered(path, steps=1)
+    whole = read_checkpoint(path)
+    changes: tuple[Callable[[Checkpoint], object], ...] = (
+        lambda c: c.facts.pop("identity"),
+        lambda c: c.facts["identity"].pop("teacher"),
+        lambda c: c.facts["identity"].update(settings=[]),
+        lambda c: c.facts.pop("optimizer"),
+        lambda c: c.facts.update(optimizer={"groups": [], "numbers": {}}),
+        lambda c: c.facts.update(history=[]),
+        lambda c: c.facts["history"][0].pop("step"),
+        lambda c: c.facts["state"].update(step="1"),
+        lambda c: c.facts["state"].update(colour=1),
+        lambda c: c.tensors.pop("random/cpu"),
+        lambda c: c.tensors.pop(next(name for name in c.tensors if name.startswith("student/"))),
+        lambda c: c.tensors.pop(next(name for name in c.tensors if name.startswith("best/"))),
+    )
+    for change in changes:
+        damaged = Checkpoint(dict(whole.tensors), copy.deepcopy(whole.facts))
+        change(damaged)
+        write_checkpoint(path, damaged)
+        with pytest.raises(MalformedModel, match="is no checkpoint of a recovery"):
+            recovered(path, resume=True, steps=1)
 
 
 def test_a_longer_time_limit_is_no_other_setting(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 import flowopt
-from flowopt.errors import Diverged, UserError
+from flowopt.errors import Diverged, FlowoptError, MalformedModel, MissingDependency, UserError
 from flowopt.ir.text import graph_text
 from flowopt.program.program import Program
+from flowopt.recovery.checkpoint import Checkpoint, write_checkpoint
 from tests.workflows.adapting.tiny import (
     labelled,
 )
@@ -50,6 +52,40 @@ def test_a_checkpoint_in_the_artifacts_folder_is_refused_before_any_work(tmp_pat
     with pytest.raises(UserError, match="lies in the artifact's folder") as caught:
         adapted(tmp_path / "artifact", force=True, recovery=plan, on_progress=steps.append)
     assert caught.value.hint and not steps
+
+
+def refused_at_once(folder: Path, error: type[FlowoptError], match: str, **changed: Any) -> None:
+    steps: list[str] = []
+    with pytest.raises(error, match=match) as caught:
+        adapted(folder, force=True, on_progress=steps.append, **changed)
+    assert caught.value.hint and not steps
+
+
+def test_a_checkpoint_that_cannot_be_used_is_refused_before_any_work(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    settings = dataclasses.replace(SETTINGS, outputs=("output",), features=("add",))
+    write_checkpoint(state, Checkpoint({}, {"identity": {"settings": dataclasses.asdict(settings)}}))
+    plan = dataclasses.replace(PLAN, checkpoint=state)
+    folder = tmp_path / "artifact"
+    refused_at_once(folder, UserError, "is there already", recovery=plan)
+    plan = dataclasses.replace(plan, resume=True, settings=dataclasses.replace(SETTINGS, loss="kl"))
+    refused_at_once(folder, UserError, "other settings: loss='mse', now 'kl', seed=0, now 7", recovery=plan, seed=7)
+    write_checkpoint(state, Checkpoint({}, {}))
+    refused_at_once(folder, MalformedModel, "is no checkpoint", recovery=plan)
+
+
+def test_an_optimizer_that_is_not_installed_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    plan = dataclasses.replace(PLAN, settings=dataclasses.replace(SETTINGS, optimizer="adamp"))
+    refused_at_once(tmp_path, MissingDependency, "adamp comes from the package pytorch_optimizer", recovery=plan)
+
+
+def test_data_too_few_for_every_part_are_refused_before_any_work(tmp_path: Path) -> None:
+    one = {"calibration": 1, "batch_size": 1}
+    refused_at_once(tmp_path, UserError, "a fit needs samples to be judged by", **one)
+    refused_at_once(tmp_path, UserError, "no batch to choose the best state by", data=[labelled(16, seed=1)])
 
 
 def test_streamed_data_do_as_well_as_arrays(tmp_path: Path) -> None:

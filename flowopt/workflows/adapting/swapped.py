@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -24,6 +24,7 @@ from flowopt.recovery.trainable import Trainable
 from flowopt.report.adaptation import Stage
 from flowopt.report.passes import PassRecord
 from flowopt.workflows.adapting.agreement import Metric, Outputs, measured_agreement
+from flowopt.workflows.adapting.beginning import distillation
 from flowopt.workflows.adapting.judged import RMS, Judged
 from flowopt.workflows.adapting.leaves import leaf_of, trained_fits, uncalibrated
 from flowopt.workflows.adapting.recovery_plan import DISTILL, MATCH, RIDGE, RecoveryPlan
@@ -135,16 +136,7 @@ class Swapping:
         return (f"{len(kept)} of {len(found)} norms matched to the original's",)
 
     def _distill(self, student: Trainable) -> tuple[Sequence[str], tuple[tuple[int, float], ...]]:
-        settings = self.plan.settings
-        # Norms' values keep the model on its way from layer to layer; a loss of the user's own stands alone.
-        names = {node.name for node in student.program.graph.nodes}
-        features = () if ":" in settings.loss else tuple(s.name for s in self.judged.sites if s.name in names)
-        settings = replace(
-            settings,
-            outputs=settings.outputs or tuple(self.outputs),
-            features=settings.features or features,
-            seed=self.seed,
-        )
+        settings = distillation(self.plan.settings, self.outputs, self._common(student), self.seed)
         found = recover(
             student,
             self.judged.program,
