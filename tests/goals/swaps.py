@@ -28,7 +28,7 @@ MOST_DROP = 0.005
 MOST_SECONDS = 600.0
 SWAPPED = 6
 LEAST_COSINE = 0.99
-STEPS = 400
+STEPS = 200
 MINUTES = 25.0
 LEAST_GAIN = 0.05
 MOST_RATIO = 1.0
@@ -76,7 +76,7 @@ def swapped_minilm(norms: str, minutes: float, *, force: bool) -> Adaptation:
         learning_rate=2e-4,
         loss="mse",
         feature_weight=1.0,
-        evaluate_every=100,
+        evaluate_every=50,
         time_limit_seconds=60 * minutes,
     )
     program = flowopt.capture(**minilm())
