@@ -52,7 +52,8 @@ class AlphaBatchNorm(nn.Module):
         num_batches_tracked: buffer (), int64. The names are those of torch's batch norms.
 
     Shapes: x of any shape with C entries on ``channel_axis``; pad_mask: bool, x's shape without the channels, True on
-    padding. The result has x's shape and dtype; statistics are float32 or wider.
+    padding, which may hold anything, but only finite numbers where gradients are taken. The result has x's shape and
+    dtype; statistics are float32 or wider.
 
     Raises:
         UserError: the channels are not where ``channel_axis`` says, the mask does not fit, or ``target_weight`` is no
@@ -188,8 +189,14 @@ class AlphaBatchNorm(nn.Module):
             batches: inputs of this norm, or pairs of input and ``pad_mask``.
 
         Raises:
-            UserError: fewer than two tokens count.
+            UserError: fewer than two tokens count, one of them holds a NaN or an infinity, or the norm is settled: its
+                statistics are mixed, or are to stay what they are.
         """
+        if self.is_settled:
+            raise UserError(
+                "This AlphaBatchNorm is settled: to freeze it again would mix its statistics twice.",
+                hint="Give all batches to one freeze_on(batches), before settle().",
+            )
         mean = self.running_mean.double()
         totals = torch.zeros(2 * self.channels + 1, dtype=torch.float64, device=mean.device)
         for x, pad_mask in masked_batches(batches):
@@ -200,7 +207,10 @@ class AlphaBatchNorm(nn.Module):
             away = away if counted is None else away.where(counted, 0)
             count = token_count(away, axis, counted).reshape(1)
             totals += torch.cat([token_sum(away, axis), token_sum(away.square(), axis), count])
-        first, second, count = all_reduced(totals).split([self.channels, self.channels, 1])
+        totals = all_reduced(totals)
+        first, second, count = totals.split([self.channels, self.channels, 1])
+        if not bool(totals.isfinite().all()):
+            raise UserError("The calibration batches hold a NaN or an infinity outside their padding.")
         if count.item() < 2:
             raise UserError("Fewer than two tokens of the calibration batches count, and one has no variance.")
         target_var = (second - first.square() / count) / (count - 1)

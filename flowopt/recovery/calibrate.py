@@ -44,9 +44,11 @@ def calibrate(
         program: never changed.
         sites: norms of this program, from ``norm_sites``.
         batches: inputs by name. An iterator is kept in memory as it is read, for the second walk.
-        padding: name of an input of shape (batch, tokens), 1 or True where a token is real, or with
-            ``not:`` before it where it is padding. Values without an axis of
-            tokens, such as pooled ones, count whole.
+        padding: name of an input of shape (batch, tokens), 1 or True where a token is real, or with ``not:`` before it
+            where it is padding. Values without an axis of tokens, such as pooled ones, count whole. A norm's axes of
+            samples and tokens are found by their sizes, free ones by name: where a captured batch has as many samples
+            as tokens, the first axis that fits is taken for the samples and the next one for the tokens, which is wrong
+            of values that are tokens first.
         init: ``frozen-sigma`` is the norm's gain over sigma* and its shift; ``least-squares`` fits the norm's output to
             its input, channel by channel, with an intercept. By default the former for norms that subtract no mean,
             the latter for those that do. Batch norms have a scale and a shift already.

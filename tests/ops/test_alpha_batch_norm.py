@@ -6,6 +6,7 @@ from torch import nn
 
 from flowopt.errors import UserError
 from flowopt.ops import AlphaBatchNorm
+from flowopt.ops._channels import token_moments
 from tests.ops.test_power_norm import tokens
 
 
@@ -141,6 +142,20 @@ def test_what_stands_on_padding_changes_no_gradient() -> None:
     assert torch.equal(clean.grad, dirty.grad)
 
 
+@pytest.mark.parametrize("rubbish", [1e30, float("inf"), float("nan")])
+def test_moments_have_the_same_gradient_whatever_stands_on_padding(rubbish: float) -> None:
+    mask = torch.tensor([[False, False, True], [False, True, True]])[..., None]
+    otherwise = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    gradients = []
+    for number in (0.0, rubbish):
+        x = tokens(19, 2, 3, 3).masked_fill(mask, number).requires_grad_()
+        mean, variance = token_moments(x, 2, counted=~mask, otherwise=otherwise)
+        (mean * tokens(20, 3) + variance * tokens(21, 3)).sum().backward()
+        assert x.grad is not None
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+
+
 @pytest.mark.parametrize("shape", [(1, 3), (4, 3)])
 def test_constant_channels_and_single_tokens_stay_finite(shape: tuple[int, int]) -> None:
     norm = AlphaBatchNorm(3, target_weight=1, dtype=torch.float64)
@@ -178,6 +193,30 @@ def test_while_the_batch_has_a_share_it_is_no_affine_map() -> None:
 def test_one_token_is_no_target() -> None:
     with pytest.raises(UserError, match="Fewer than two"):
         AlphaBatchNorm(3).freeze_on([torch.ones(1, 3)])
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_what_is_settled_is_not_frozen_again(settles: bool) -> None:
+    norm = AlphaBatchNorm(3, target_weight=0.3, dtype=torch.float64)
+    if settles:
+        norm.settle()
+    else:
+        norm.freeze_on([tokens(17, 4, 3)])
+    before = norm.running_mean.clone()
+    with pytest.raises(UserError, match="is settled"):
+        norm.freeze_on([tokens(18, 4, 3)])
+    assert torch.equal(norm.running_mean, before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_target_that_is_not_finite_is_refused(value: float) -> None:
+    norm, x = AlphaBatchNorm(3), torch.ones(4, 3)
+    x[2, 1] = value
+    with pytest.raises(UserError, match="NaN or an infinity"):
+        norm.freeze_on([torch.ones(4, 3), x])
+    assert norm.running_mean.isfinite().all() and not norm.is_settled
+    norm.freeze_on([(x, torch.tensor([False, False, True, False]))])
+    assert norm.is_settled
 
 
 def test_batch_norms_without_statistics_are_refused() -> None:
