@@ -58,6 +58,7 @@ from flowopt.cli.options import (
     TrustOption,
 )
 from flowopt.errors import UserError
+from flowopt.recovery import defaults
 
 # Recalibration has no use for them.
 _OF_SWAPS = (
@@ -78,16 +79,16 @@ def adapt(
     force: Force = False,
     padding: Padding = "auto",
     calibration: Calibration = 16,
-    recover: Recover = "ridge,distill",
-    steps: Steps = 500,
+    recover: Recover = defaults.RECOVER,
+    steps: Steps = defaults.STEPS,
     minutes: Minutes = None,
-    lr: LearningRate = 3e-4,
-    optimizer: OptimizerOption = "adamw",
-    loss: Loss = "mse",
-    schedule: ScheduleOption = "all",
-    settle: Settle = 1.0,
-    patience: Patience = 0,
-    feature_weight: FeatureWeight = 0.1,
+    lr: LearningRate = defaults.LEARNING_RATE,
+    optimizer: OptimizerOption = defaults.OPTIMIZER,
+    loss: Loss = defaults.LOSS,
+    schedule: ScheduleOption = defaults.SCHEDULE,
+    settle: Settle = defaults.SETTLE,
+    patience: Patience = defaults.PATIENCE,
+    feature_weight: FeatureWeight = defaults.FEATURE_WEIGHT,
     output: Output = None,
     metric: MetricOption = None,
     min_cosine: MinCosine = None,

@@ -117,6 +117,7 @@ class _Run:
         self._identity: dict[str, Any] = {}
         self._began = time.monotonic()
         self.state = RunState()
+        reads_all = self._reads_all()
         torch.manual_seed(settings.seed)
         if checkpoint is not None:
             self._identity = identity_of(student, teacher, data, settings)
@@ -126,7 +127,7 @@ class _Run:
                 require_same(checkpoint, found.facts["identity"], self._identity)
                 self.state = restore(found, student, self._optimizer)
         self._before = self.state.seconds
-        self._shared_objective: nn.Module = averaged(self._objective)
+        self._shared_objective: nn.Module = averaged(self._objective, reads_all=reads_all)
 
     def trained(self) -> Stopped:
         """Train to the end."""
@@ -145,6 +146,15 @@ class _Run:
             if self.state.best:
                 self.student.load_state_dict(self.state.best)
         return stopped
+
+    def _reads_all(self) -> bool:
+        """Whether every step gives every trained tensor a gradient: asked only where processes wait for each other."""
+        # A norm that is not yet in place has none.
+        if world_size() == 1 or self.settings.schedule == "one-at-a-time":
+            return False
+        self._schedule.apply_all()
+        first = next(self.data.validation(), None)
+        return first is not None and self._objective.reads_all(first.inputs, first.extra)
 
     def _step(self, batch: Batch) -> None:
         state, settings = self.state, self.settings
@@ -165,7 +175,7 @@ class _Run:
         state.step += 1
         state.losses.append(value)
         state.seconds = self._before + time.monotonic() - self._began
-        swapped, is_due = len(self.student.active), state.step % settings.evaluate_every == 0
+        swapped, is_due = len(self.student.active), state.step % settings.evaluation_interval == 0
         held_out = self._evaluate() if is_due or state.step == settings.steps else None
         if rank() == 0:
             self._on_progress(Progress(state.step, settings.steps, value, rate, swapped, state.seconds, held_out))

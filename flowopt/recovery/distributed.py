@@ -62,11 +62,16 @@ def is_true_anywhere(fact: bool, device: torch.device) -> bool:
     return bool(found.item())
 
 
-def averaged(objective: nn.Module) -> nn.Module:
+def averaged(objective: nn.Module, *, reads_all: bool) -> nn.Module:
     """A module that gives a loss, around which gradients are averaged over the processes, if there are several.
 
     They start from the tensors of the first: calibration may have rounded differently elsewhere. The loss has to be all
     that comes out: an output that no loss reads would leave gradients to wait for.
+
+    Args:
+        objective: its state is overwritten but in the first process.
+        reads_all: whether every trained tensor gets a gradient in every step. Where it is not so, each step looks for
+            those that do not; where it is, looking would cost time, and every process would warn of it.
     """
     if world_size() == 1:
         return objective
@@ -75,8 +80,10 @@ def averaged(objective: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         # Newer releases of torch call the argument otherwise, older ones know no other name.
         warnings.simplefilter("ignore", FutureWarning)
-        # What is not yet swapped has no gradients; statistics of leaves stay the same everywhere by themselves.
-        return nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)
+        # Statistics of leaves stay the same everywhere by themselves.
+        return nn.parallel.DistributedDataParallel(
+            objective, find_unused_parameters=not reads_all, broadcast_buffers=False
+        )
 
 
 def _is_joined() -> bool:

@@ -12,7 +12,7 @@ from flowopt.program.program import Program
 from flowopt.recovery.losses import Distance, cosine_distance, divergence, relative_error
 from flowopt.recovery.padding import real_tokens
 from flowopt.recovery.settings import RecoverySettings
-from flowopt.recovery.trainable import Trainable, device_of
+from flowopt.recovery.trainable import Trainable, device_of, trained_parameters
 from flowopt.recovery.user_loss import LOSSES, OutputLoss, Outputs, user_loss
 
 # Swapped norms train with the statistics of a batch: what that does to a loss which was almost 0 is no divergence.
@@ -64,6 +64,15 @@ class Objective(nn.Module):
             distances = [relative_error(found_features[n], wanted_features[n], masked) for n in self._features]
             loss = loss + self._feature_weight * torch.stack(distances).mean()
         return loss
+
+    def reads_all(self, inputs: Mapping[str, Tensor], extra: Mapping[str, Tensor]) -> bool:
+        """Whether the loss of a batch depends on all that is trained, with the norms swapped that are now."""
+        with torch.enable_grad():
+            loss = self(inputs, extra)
+        if not loss.requires_grad:
+            return False
+        gradients = torch.autograd.grad(loss, trained_parameters(self.student), allow_unused=True)
+        return all(gradient is not None for gradient in gradients)
 
     def _taught(self, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         seen: dict[str, Tensor] = {}

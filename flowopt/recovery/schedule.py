@@ -1,7 +1,7 @@
 """Which norms are swapped at a step, and from when on their statistics stand still."""
 
 import math
-from typing import final
+from typing import Final, final
 
 from torch import nn
 
@@ -9,6 +9,9 @@ from flowopt.errors import UserError
 from flowopt.recovery.norm_order import norm_order
 from flowopt.recovery.settings import RecoverySettings
 from flowopt.recovery.trainable import Trainable
+
+# Share of the steps in which the norm that is swapped last follows its batches at least.
+_LIVE: Final = 0.05
 
 
 @final
@@ -34,6 +37,10 @@ class SwapSchedule:
         span = settings.steps * settings.swap_share if settings.schedule == "one-at-a-time" else 0.0
         self._begins = {name: math.floor(i * span / len(order)) for i, name in enumerate(order)}
         self._settles = settings.steps - math.floor(settings.settle * settings.steps)
+        if span and settings.settle < 1:
+            # The last norm would otherwise stand still on statistics of before all the others were swapped.
+            live = math.ceil(_LIVE * settings.steps)
+            self._settles = max(self._settles, max(self._begins.values()) + live)
 
     def active(self, step: int) -> frozenset[str]:
         """Names of the norms that are swapped when a step, counted from 0, is trained."""

@@ -1,13 +1,25 @@
 """What a recovery does, as far as its result depends on it."""
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Final, Literal
 
 from flowopt.errors import UserError
+from flowopt.recovery.defaults import (
+    EVALUATIONS,
+    FEATURE_WEIGHT,
+    LEARNING_RATE,
+    LOSS,
+    OPTIMIZER,
+    PATIENCE,
+    SCHEDULE,
+    SETTLE,
+    STEPS,
+)
 from flowopt.recovery.user_loss import require_loss_name
 
 OptimizerName = Literal["adamw", "adamp", "sgdp"]
 Schedule = Literal["all", "one-at-a-time"]
+_WITHOUT: Final = {"time_limit_seconds": " for no limit", "evaluate_every": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +44,8 @@ class RecoverySettings:
         swap_share: share of the steps after which the last norm is in place.
         settle: share of the steps, the last ones, in which the statistics of the swapped norms stand still. With less
             than all, norms are trained as published, on the statistics of batches: a trained model may diverge then.
-        evaluate_every: steps between evaluations on held-out data, after each of which a checkpoint is written.
+            One at a time, they do not stand still before the last norm was in place for a twentieth of the steps.
+        evaluate_every: steps between evaluations, after each of which a checkpoint is written; None for a tenth of all.
         patience: evaluations without improvement after which it ends; 0 for never.
         divergence: how many times the loss of the start it may become.
         time_limit_seconds: after which it ends with the best state so far; None for no limit.
@@ -42,24 +55,24 @@ class RecoverySettings:
         UserError: a value that means nothing.
     """
 
-    steps: int = 1000
-    learning_rate: float = 1e-4
+    steps: int = STEPS
+    learning_rate: float = LEARNING_RATE
     warmup: float = 0.05
     final_learning_rate: float = 0.0
-    optimizer: OptimizerName = "adamw"
+    optimizer: OptimizerName = OPTIMIZER
     weight_decay: float = 0.0
     clip: float = 1.0
-    loss: str = "kl"
+    loss: str = LOSS
     outputs: tuple[str, ...] = ()
     temperature: float = 1.0
     features: tuple[str, ...] = ()
-    feature_weight: float = 0.1
-    schedule: Schedule = "all"
+    feature_weight: float = FEATURE_WEIGHT
+    schedule: Schedule = SCHEDULE
     order: tuple[str, ...] = ()
     swap_share: float = 0.5
-    settle: float = 1.0
-    evaluate_every: int = 100
-    patience: int = 0
+    settle: float = SETTLE
+    evaluate_every: int | None = None
+    patience: int = PATIENCE
     divergence: float = 10.0
     time_limit_seconds: float | None = None
     seed: int = 0
@@ -67,8 +80,9 @@ class RecoverySettings:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "temperature", "divergence"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        for name in ("steps", "evaluate_every"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.steps >= 1, "steps", self.steps, "at least 1")
+        every = self.evaluate_every
+        _require(every is None or every >= 1, "evaluate_every", every, "at least 1, or None for a tenth of the steps")
         for name in ("weight_decay", "clip", "feature_weight", "patience"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "a number from 0")
         for name in ("warmup", "final_learning_rate", "swap_share", "settle"):
@@ -79,9 +93,14 @@ class RecoverySettings:
         require_loss_name(self.loss)
         _require(self.schedule in ("all", "one-at-a-time"), "schedule", self.schedule, "all or one-at-a-time")
 
+    @property
+    def evaluation_interval(self) -> int:
+        """Steps between evaluations."""
+        return self.evaluate_every or max(1, self.steps // EVALUATIONS)
+
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
         default = next(one.default for one in fields(RecoverySettings) if one.name == name)
-        hint = f"such as {default}" if default is not None else "leave it out for no limit"
+        hint = f"such as {default}" if default is not None else f"leave it out{_WITHOUT[name]}"
         raise UserError(f"{name}={value!r}: it must be {wanted}", hint=hint)

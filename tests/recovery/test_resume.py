@@ -16,7 +16,7 @@ from flowopt.recovery.distill import recover
 from flowopt.recovery.identity import identity_of
 from flowopt.recovery.recovered import Progress
 from flowopt.recovery.settings import RecoverySettings
-from tests.recovery.tiny_processes import run_alone, run_together, run_until_killed
+from tests.recovery.tiny_processes import run_alone, run_together, run_until_killed, said_together
 from tests.recovery.tiny_recovery import SAMPLES, SETTINGS, recovered, tiny_data, tiny_student
 from tests.recovery.tiny_transformer import inputs, program_of, tiny_program, tiny_transformer
 
@@ -163,3 +163,8 @@ def test_two_processes_reach_what_one_does(tmp_path: Path) -> None:
     for name, tensor in alone.items():
         # Sums of two halves in float64, over a few steps.
         torch.testing.assert_close(together[name], tensor, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_processes_that_train_every_norm_at_once_do_not_warn_of_unused_tensors() -> None:
+    assert "find_unused_parameters" not in said_together(PUBLISHED, "steps=3")

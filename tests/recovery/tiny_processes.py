@@ -26,6 +26,11 @@ def run_together(result: Path, *settings: str) -> dict[str, Tensor]:
     return load_file(result)
 
 
+def said_together(*settings: str) -> str:
+    """What two processes wrote beside their results."""
+    return _run([sys.executable, *_TOGETHER, "-m", _MODULE, "-", "-", "begin", *settings])
+
+
 def run_until_killed(checkpoint: Path, step: int, *settings: str) -> int:
     """Kill a process once it has trained a step, at once and for good; its exit status."""
     command = [sys.executable, "-m", _MODULE, str(checkpoint), "-", "begin", *settings]
@@ -38,6 +43,7 @@ def run_until_killed(checkpoint: Path, step: int, *settings: str) -> int:
     return running.returncode
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_LIMIT_SECONDS)
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stderr

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Collection
 from dataclasses import replace
 
+from flowopt.errors import UserError
 from flowopt.program.program import Program
 from flowopt.recovery.beginning import require_beginning
 from flowopt.recovery.data.batch_axis import batch_axis
@@ -33,6 +34,9 @@ def require_recovery(
             checkpoint that is there already or of other settings.
         MalformedModel: a checkpoint that is none.
     """
+    if not data.has_held_out:
+        raise UserError("there is no held-out data to measure on", hint="a share of the data, or --held-out FILE")
+    next(data.held_out(), None)
     if DISTILL in plan.steps:
         settings = distillation(plan.settings, outputs, (), seed)
         # What norms there are is known only when the model is prepared.
@@ -42,7 +46,6 @@ def require_recovery(
     if {RIDGE, MATCH} & set(plan.steps):
         first = [batch.inputs for batch in itertools.islice(data.calibration(calibration), 2)]
         parted(first, None, batch_axis(program.interface))
-    next(data.held_out(), None)
 
 
 def distillation(

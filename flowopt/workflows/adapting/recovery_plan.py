@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from flowopt.errors import UserError
 from flowopt.nearest import nearest
+from flowopt.recovery.defaults import RECOVER
 from flowopt.recovery.settings import OptimizerName, RecoverySettings, Schedule
 
 RIDGE: Final = "ridge"
@@ -14,8 +15,7 @@ MATCH: Final = "match"
 DISTILL: Final = "distill"
 _STEPS: Final = (RIDGE, MATCH, DISTILL)
 _NONE: Final = "none"
-# Evaluations of a whole distillation: each runs both models on all that is held out.
-_EVALUATIONS: Final = 10
+_RECOVER: Final = tuple(RECOVER.split(","))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class RecoveryPlan:
         resume: go on from there.
     """
 
-    steps: tuple[str, ...] = (RIDGE, DISTILL)
-    settings: RecoverySettings = field(default_factory=lambda: RecoverySettings(loss="mse"))
+    steps: tuple[str, ...] = _RECOVER
+    settings: RecoverySettings = field(default_factory=RecoverySettings)
     match_steps: int = 100
     match_learning_rate: float = 1e-3
     checkpoint: Path | None = None
@@ -90,7 +90,6 @@ class RecoveryPlan:
             settle=settle,
             patience=patience,
             feature_weight=feature_weight,
-            evaluate_every=max(1, steps // _EVALUATIONS),
             time_limit_seconds=None if minutes is None else 60 * minutes,
         )
         return RecoveryPlan(names, settings, checkpoint=checkpoint, resume=resume)
