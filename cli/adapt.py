@@ -18,6 +18,7 @@ from flowopt.cli.adapt_options import (
     LearningRate,
     Loss,
     MaxDrop,
+    MaxError,
     MetricOption,
     MinAgreement,
     MinCosine,
@@ -59,8 +60,15 @@ from flowopt.cli.options import (
 from flowopt.errors import UserError
 from flowopt.recovery import defaults
 
+# Recalibration has no use for them.
+_OF_SWAPS = (
+    "norms", "threshold", "force", "padding", "recover", "steps", "minutes", "lr", "optimizer", "loss", "schedule",
+    "settle", "patience", "feature_weight", "checkpoint", "resume",
+)  # fmt: skip
+
 
 def adapt(
+    context: typer.Context,
     model: Model,
     swap_norm: SwapNorm = None,
     recalibrate: Recalibrate = None,
@@ -85,6 +93,7 @@ def adapt(
     metric: MetricOption = None,
     min_cosine: MinCosine = None,
     min_agreement: MinAgreement = None,
+    max_error: MaxError = None,
     max_drop: MaxDrop = None,
     target_weight: TargetWeight = 0.5,
     batch_size: BatchSize = None,
@@ -118,8 +127,9 @@ def adapt(
     the artifact's report says how far it is from the original on data that recovery never saw. --dry-run stops after
     the judgement.
 
-    Exit codes: 0 adapted, 1 beyond the budget of --min-cosine, --min-agreement or --max-drop (nothing is written) or a
-    loss that diverged, or a lowered file that differs from the adapted model; the others are those of flowopt optimize.
+    Exit codes: 0 adapted, 1 beyond the budget of --min-cosine, --min-agreement, --max-error or --max-drop (nothing is
+    written), a loss that diverged, or a lowered file that differs from the adapted model; the others are those of
+    flowopt optimize.
 
     \b
     Examples:
@@ -140,6 +150,8 @@ def adapt(
         raise UserError("adapt does one thing: --swap-norm or --recalibrate", hint="--swap-norm unified --data FILE")
     if data is None:
         raise UserError("there is no data to measure and to train on", hint="--data images.npz, arrays by input name")
+    if recalibrate is not None:
+        _refuse_options_of_swaps(context)
     options = load_options(trust, eval_mode, dynamic, factory, shape, inputs, limit)
     require_writable(json)
 
@@ -153,7 +165,7 @@ def adapt(
     from flowopt.workflows.adapting.recovery_plan import RecoveryPlan
 
     target_named(target, arch)
-    budget = QualityBudget(min_cosine, min_agreement, max_drop)
+    budget = QualityBudget(min_cosine, min_agreement, max_error, max_drop)
     plan = RecoveryPlan.of(
         recover,
         steps=steps,
@@ -208,6 +220,13 @@ def adapt(
     if json != STDOUT:
         render_adaptation(result.adaptation, result.report, model, written)
     raise typer.Exit(code)
+
+
+def _refuse_options_of_swaps(context: typer.Context) -> None:
+    for name in _OF_SWAPS:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"--{name.replace('_', '-')} is of --swap-norm", hint="recalibration trains nothing")
 
 
 def _share_or_file(text: str) -> float | str:

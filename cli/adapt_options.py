@@ -47,7 +47,10 @@ Threshold = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace norms above the threshold too.")]
 Padding = Annotated[
-    str, typer.Option("--padding", metavar="auto|none|INPUT", help="The input that is 1 where a token is real.")
+    str,
+    typer.Option(
+        "--padding", metavar="auto|none|[not:]INPUT", help="Input that is 1 where a token is real; not: padding."
+    ),
 ]
 Calibration = Annotated[
     int, typer.Option("--calibration", metavar="N", min=1, help="Batches that norms are measured on.")
@@ -104,7 +107,7 @@ MetricOption = Annotated[
         "--metric",
         metavar="accuracy:ARRAY|PKG.MODULE:NAME",
         show_default=False,
-        help="Your figure of quality, measured on held-out data before and after.",
+        help="Your figure of quality, the larger the better, on held-out data before and after.",
     ),
 ]
 MinCosine = Annotated[
@@ -114,6 +117,10 @@ MinCosine = Annotated[
 MinAgreement = Annotated[
     float | None,
     typer.Option("--min-agreement", metavar="SHARE", show_default=False, help="Budget: rows with the same largest."),
+]
+MaxError = Annotated[
+    float | None,
+    typer.Option("--max-error", metavar="E", show_default=False, help="Budget: relative error of an output."),
 ]
 MaxDrop = Annotated[
     float | None,

@@ -79,7 +79,7 @@ def option_default(option: Any, path: Path, command: str, key: str, value: objec
 
 
 def value_text(path: Path, key: str, value: object) -> str:
-    """A text, a number or a list of numbers as the command line has it.
+    """A text, a number or a list of them, which commas join, as the command line has it.
 
     Raises:
         UserError: something else.
@@ -88,9 +88,9 @@ def value_text(path: Path, key: str, value: object) -> str:
         return str(value).lower()
     if isinstance(value, (str, int, float)):
         return str(value)
-    if isinstance(value, list) and value and all(type(one) in (int, float) for one in value):
+    if isinstance(value, list) and value and all(type(one) in (str, int, float) for one in value):
         return ",".join(map(str, value))
-    refuse(path, key, "must be a text, a number or a list of numbers", "such as steps = 20")
+    refuse(path, key, "must be a text, a number or a list of them", "such as steps = 20")
 
 
 def refuse(path: Path, key: str, problem: str, hint: str) -> NoReturn:

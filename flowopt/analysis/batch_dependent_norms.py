@@ -1,24 +1,19 @@
 """Batch norms that use the statistics of the batch at hand, wholly or in part, at test time too."""
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
+from flowopt.analysis.batch_moments import BatchMoments
 from flowopt.ir.constants import is_parameter_only
 from flowopt.ir.metadata import recorded_tensor, sizes_as_text, static_size
 
 _aten = torch.ops.aten
-_SUM, _SQUARE, _ADD, _SUB, _MUL, _DIV = (
-    _aten.sum.dim_IntList,
-    _aten.square.default,
-    _aten.add.Tensor,
-    _aten.sub.Tensor,
-    _aten.mul.Tensor,
-    _aten.div.Tensor,
-)
+_ADD, _SUB, _MUL, _DIV = _aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor
 _SHAPED = (_aten.reshape.default, _aten.view.default)
 WITHOUT_STATISTICS = _aten._native_batch_norm_legit.no_stats
 OTHERS_WITHOUT_STATISTICS = (_aten.native_batch_norm.default, _aten.batch_norm.default)
@@ -37,7 +32,8 @@ class BatchDependentNorm:
         eps: what is added to the variance.
         gain: of each channel, parameter-only, or None.
         shift: of each channel, parameter-only, or None.
-        target_weight: share of the batch's own mean and variance.
+        target_weight: share of the batch's own mean and variance. The variance is the biased one where the batch's
+            share is all, the unbiased one where it is not.
         stored: what is added to that share for the mean and for the variance, parameter-only; None where the batch's
             share is all.
     """
@@ -53,8 +49,12 @@ class BatchDependentNorm:
     stored: tuple[fx.Node, fx.Node] | None = None
 
 
-def batch_dependent_norm(node: fx.Node) -> BatchDependentNorm | None:
+def batch_dependent_norm(node: fx.Node, constant: Callable[[fx.Node], Tensor]) -> BatchDependentNorm | None:
     """The norm that a node is the operator of, or the root of the variance of.
+
+    Args:
+        node: of a program.
+        constant: value of a parameter-only node of it.
 
     Returns:
         None where the node is no such norm, takes a gain or shift that is computed at run time, has a free number of
@@ -63,7 +63,7 @@ def batch_dependent_norm(node: fx.Node) -> BatchDependentNorm | None:
     if node.op != "call_function":
         return None
     if node.target is ROOT:
-        return _mixed(node)
+        return _mixed(node, constant)
     is_batch_norm = node.target is WITHOUT_STATISTICS or (
         node.target in OTHERS_WITHOUT_STATISTICS and node.args[3] is None and node.args[4] is None
     )
@@ -82,17 +82,19 @@ def _whole(norm: fx.Node) -> BatchDependentNorm | None:
     return BatchDependentNorm(source, output, 1, channels, float(eps), vectors[0], vectors[1])
 
 
-def _mixed(root: fx.Node) -> BatchDependentNorm | None:
+def _mixed(root: fx.Node, constant: Callable[[fx.Node], Tensor]) -> BatchDependentNorm | None:
     """A norm that mixes stored statistics with its batch's, around the root of the mixed variance.
 
-    x less the mixed mean, over the root of the mixed variance plus epsilon; the batch's mean and variance are computed
-    from sums of x and of squares over all axes but that of the channels.
+    x less the mixed mean, over the root of the mixed variance plus epsilon; the batch's mean and unbiased variance are
+    those of x over all axes but that of the channels.
     """
     variance, eps = _sum_with_number(root.args[0])
     shaped = _only_reader(root)
     quotient = None if shaped is None or shaped.target not in _SHAPED else _only_reader(shaped)
     centred: Any = None if quotient is None or quotient.target is not _DIV else quotient.args[0]
     if variance is None or not _is_call(centred, _SUB) or quotient is None or quotient.args[1] is not shaped:
+        return None
+    if centred.kwargs.get("alpha", 1) != 1:
         return None
     source, broadcast = centred.args[:2]
     mean = broadcast.args[0] if isinstance(broadcast, fx.Node) and broadcast.target in _SHAPED else None
@@ -102,7 +104,8 @@ def _mixed(root: fx.Node) -> BatchDependentNorm | None:
         return None
     assert isinstance(source, fx.Node)
     (stored_mean, batch_mean, weight), (stored_variance, batch_variance, _) = parts[0], parts[1]
-    if not (_is_of_batch(batch_mean, source, axis) and _is_of_batch(batch_variance, source, axis)):
+    moments = BatchMoments(source, axis, constant)
+    if not (moments.is_mean(batch_mean) and moments.is_variance(batch_variance)):
         return None
     channels = static_size(source, axis)
     assert channels is not None
@@ -136,34 +139,6 @@ def _channel_axis(broadcast: Any, source: Any) -> int | None:
         return None
     long = [axis for axis, size in enumerate(sizes) if size != "1"]
     return long[0] if len(long) == 1 and sizes[long[0]] == wanted[long[0]] and sizes[long[0]].isdigit() else None
-
-
-def _is_of_batch(value: fx.Node, source: fx.Node, axis: int) -> bool:
-    """Whether a value is computed from ``source`` and stored tensors alone, over all axes but that of the channels."""
-    rank = len(sizes_as_text(source))
-    others = {a for a in range(rank) if a != axis}
-    seen: set[fx.Node] = set()
-    pending, is_summed = [value], False
-    while pending:
-        node = pending.pop()
-        if node in seen or node is source or node.target is _aten.sym_size.int:
-            continue
-        seen.add(node)
-        if node.op == "placeholder":
-            return False
-        if node.target is _SUM:
-            axes: Any = node.args[1]
-            is_summed = is_summed or {a % rank for a in axes} == others and _is_power_of(node.args[0], source)
-        pending.extend(node.all_input_nodes)
-    return is_summed
-
-
-def _is_power_of(value: Any, source: fx.Node) -> bool:
-    """Whether a value is the source, or the square of it less something."""
-    if _is_call(value, _SQUARE):
-        value = value.args[0]
-        value = value.args[0] if _is_call(value, _SUB) else value
-    return value is source
 
 
 def _vector_after(value: fx.Node, target: Any, axis: int, channels: int) -> tuple[fx.Node | None, fx.Node]:

@@ -17,6 +17,7 @@ class NormFit:
             error of the best fixed scale. 0 is a norm that changes nothing from token to token.
         massive_ratio: largest standard deviation of any vector, padding apart, over the median.
         sigma: the best fixed standard deviation, ``E[s^2] / E[s]``.
+        mean: (channels,), float64, ``E[x[c]]`` of the norm's input.
         mean_square: (channels,), float64, ``E[x[c]^2]`` of the norm's input.
         scale: (channels,), float64.
         shift: (channels,), float64.
@@ -28,6 +29,7 @@ class NormFit:
     score: float
     massive_ratio: float
     sigma: float
+    mean: Tensor
     mean_square: Tensor
     scale: Tensor
     shift: Tensor

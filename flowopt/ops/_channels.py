@@ -72,7 +72,9 @@ def token_moments(
 
     ``otherwise`` where no token counts; the variance of one token is 0.
     """
-    # Replaced before they are squared: a NaN of the padding would come back as gradient.
+    # Replaced before they are squared: in the backward, a square of NaN turns the 0 that reaches it into NaN. So these
+    # moments have finite gradients whatever the padding holds. A norm that divides the padding, too, has not: the 0
+    # that reaches its quotient meets the NaN in there, and padding must be finite where gradients are taken.
     kept = values if counted is None else values.where(counted, 0)
     mean = token_mean(kept, axis, counted=counted, otherwise=otherwise[0])
     count = all_reduced(token_count(values, axis, counted))

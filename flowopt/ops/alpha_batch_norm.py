@@ -52,7 +52,8 @@ class AlphaBatchNorm(nn.Module):
         num_batches_tracked: buffer (), int64. The names are those of torch's batch norms.
 
     Shapes: x of any shape with C entries on ``channel_axis``; pad_mask: bool, x's shape without the channels, True on
-    padding. The result has x's shape and dtype; statistics are float32 or wider.
+    padding, which may hold anything, but only finite numbers where gradients are taken. The result has x's shape and
+    dtype; statistics are float32 or wider.
 
     Raises:
         UserError: the channels are not where ``channel_axis`` says, the mask does not fit, or ``target_weight`` is no
@@ -119,6 +120,7 @@ class AlphaBatchNorm(nn.Module):
         shift: Tensor,
         mean_square: Tensor,
         *,
+        mean: Tensor | None = None,
         channel_axis: int = -1,
         target_weight: float = 0.0,
         eps: float = 1e-5,
@@ -129,13 +131,23 @@ class AlphaBatchNorm(nn.Module):
         With the default ``target_weight=0`` that is eval mode and the first training step.
 
         Args:
-            scale, shift, mean_square: (channels,); the stored mean is 0 and the stored variance ``mean_square``. The
-                module has the dtype and the device of ``scale``.
+            scale, shift, mean_square: (channels,); the module has the dtype and the device of ``scale``.
+            mean: (channels,), of the inputs, 0 where left out; the stored variance is ``mean_square - mean^2``. Give
+                the true one where the module is trained: the stored mean then stays where it is. From 0 it drifts to
+                the true one, and the map with it.
 
         The other arguments are those of the class.
+
+        Raises:
+            UserError: the vectors do not fit one another, ``mean_square`` is negative somewhere, or ``mean`` is not
+                finite.
         """
+        channels = require_affine(scale, shift, mean_square)
+        mean = torch.zeros_like(mean_square) if mean is None else mean
+        if mean.shape != (channels,) or not bool(mean.isfinite().all()):
+            raise UserError(f"mean has shape {tuple(mean.shape)}, but should be ({channels},) and finite.")
         norm = cls(
-            require_affine(scale, shift, mean_square),
+            channels,
             target_weight=target_weight,
             eps=eps,
             momentum=momentum,
@@ -144,9 +156,12 @@ class AlphaBatchNorm(nn.Module):
             dtype=scale.dtype,
         )
         with torch.no_grad():
-            norm.weight.copy_(scale.double() * (mean_square.double() + eps).sqrt())
-            norm.bias.copy_(shift)
-            norm.running_var.copy_(mean_square)
+            norm.running_mean.copy_(mean)
+            # Their difference may be rounded to below 0 where a channel is constant.
+            norm.running_var.copy_((mean_square.double() - mean.double().square()).clamp(min=0))
+            # Of the statistics as they are stored, so that their rounding cancels.
+            norm.weight.copy_(scale.double() * (norm.running_var.double() + eps).sqrt())
+            norm.bias.copy_(shift.double() + scale.double() * norm.running_mean.double())
         return norm
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
@@ -174,8 +189,14 @@ class AlphaBatchNorm(nn.Module):
             batches: inputs of this norm, or pairs of input and ``pad_mask``.
 
         Raises:
-            UserError: fewer than two tokens count.
+            UserError: fewer than two tokens count, one of them holds a NaN or an infinity, or the norm is settled: its
+                statistics are mixed, or are to stay what they are.
         """
+        if self.is_settled:
+            raise UserError(
+                "This AlphaBatchNorm is settled: to freeze it again would mix its statistics twice.",
+                hint="Give all batches to one freeze_on(batches), before settle().",
+            )
         mean = self.running_mean.double()
         totals = torch.zeros(2 * self.channels + 1, dtype=torch.float64, device=mean.device)
         for x, pad_mask in masked_batches(batches):
@@ -186,7 +207,10 @@ class AlphaBatchNorm(nn.Module):
             away = away if counted is None else away.where(counted, 0)
             count = token_count(away, axis, counted).reshape(1)
             totals += torch.cat([token_sum(away, axis), token_sum(away.square(), axis), count])
-        first, second, count = all_reduced(totals).split([self.channels, self.channels, 1])
+        totals = all_reduced(totals)
+        first, second, count = totals.split([self.channels, self.channels, 1])
+        if not bool(totals.isfinite().all()):
+            raise UserError("The calibration batches hold a NaN or an infinity outside their padding.")
         if count.item() < 2:
             raise UserError("Fewer than two tokens of the calibration batches count, and one has no variance.")
         target_var = (second - first.square() / count) / (count - 1)

@@ -1,5 +1,6 @@
 """Layer norm or RMS norm with one fixed standard deviation for all tokens."""
 
+import math
 from collections.abc import Iterable
 from typing import Self
 
@@ -42,7 +43,8 @@ class FrozenNorm(nn.Module):
     for the sake of the other norms: nothing here depends on it. The result has x's shape and dtype.
 
     Raises:
-        UserError: the channels are not where ``channel_axis`` says, or sigma is not positive.
+        UserError: the channels are not where ``channel_axis`` says, or sigma is not positive and finite as it is
+            stored.
 
     Source: the scalar swap of Baroni et al., "Transformers Don't Need LayerNorm at Inference Time", arXiv:2507.02559.
     """
@@ -62,8 +64,8 @@ class FrozenNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not sigma > 0:
-            raise UserError(f"sigma={sigma} must be positive: it is what tokens are divided by.")
+        if not 0 < torch.tensor(sigma, dtype=dtype, device="cpu").item() < math.inf:
+            raise UserError(f"sigma={sigma} must be positive and finite in {dtype or 'the default dtype'}.")
         self.channels = channels
         self.subtracts_mean = subtracts_mean
         self.channel_axis = channel_axis
@@ -77,10 +79,14 @@ class FrozenNorm(nn.Module):
 
         Args:
             scale, shift, mean_square: (channels,); sigma is the root of the mean of ``mean_square``, 1 where that is
-                0. The module has the dtype and the device of ``scale``.
+                0, and kept where its products with gains are in range, for float16 between 1/128 and 256. The module
+                has the dtype and the device of ``scale``.
         """
         channels = require_affine(scale, shift, mean_square)
+        limits = torch.finfo(scale.dtype)
+        # Any sigma makes the same map, but one that is 0 or infinite once it is rounded.
         sigma = mean_square.double().mean().sqrt().item() or 1.0
+        sigma = min(max(sigma, limits.tiny**0.5), limits.max**0.5)
         norm = cls(
             channels,
             subtracts_mean=False,
@@ -90,7 +96,7 @@ class FrozenNorm(nn.Module):
             dtype=scale.dtype,
         )
         with torch.no_grad():
-            norm.weight.copy_(scale * norm.sigma)
+            norm.weight.copy_(scale.double() * norm.sigma.double())
             norm.bias.copy_(shift)
         return norm
 
@@ -114,7 +120,8 @@ class FrozenNorm(nn.Module):
             eps: of the norm that is replaced.
 
         Raises:
-            UserError: no token counts that differs from a constant.
+            UserError: no token counts that differs from a constant, or one holds a NaN, an infinity or a number whose
+                square is one.
         """
         totals = torch.zeros(2, dtype=torch.float64, device=self.sigma.device)
         for x, pad_mask in masked_batches(batches):
@@ -130,12 +137,19 @@ class FrozenNorm(nn.Module):
             share = torch.where(square > 0, square / (square + eps).sqrt(), 0)
             totals += torch.stack([square.sum(), share.sum()])
         square_sum, share_sum = all_reduced(totals).tolist()
+        if not math.isfinite(square_sum):
+            raise UserError(
+                "The calibration batches hold a token without a finite standard deviation.",
+                why="It has a NaN, an infinity, or a number whose square is infinite, and is no padding.",
+            )
         if not share_sum > 0:
             raise UserError(
                 "The calibration batches hold no token to measure a standard deviation of.",
-                why="There are none, all are padding, all are constant, or one holds NaN.",
+                why="There are none, all are padding, or all are constant.",
             )
-        self.sigma.fill_(square_sum / share_sum)
+        # A deviation that the dtype has no number for would be 0 or infinite.
+        limits = torch.finfo(self.sigma.dtype)
+        self.sigma.fill_(min(max(square_sum / share_sum, limits.tiny), limits.max))
 
     def settle(self) -> None:
         """Nothing: sigma never moves."""

@@ -21,6 +21,8 @@ from flowopt.ops._unified_function import GradientState, Step, UnifiedFunction
 _UNSCALED_ITERS = 1000
 # A slot of the window below this share of the window's mean says nothing of a channel's scale.
 _EMPTY_SHARE = 1e-12
+# What a sum, a logarithm and an exponential of a window may be off by, in units of its last place.
+_ROUNDINGS = 32
 
 
 class UnifiedNorm(nn.Module):
@@ -42,14 +44,16 @@ class UnifiedNorm(nn.Module):
 
     A window of 1 is the plain batch quadratic mean with its exact gradient.
 
-    Three deviations from the authors' code, whose faults they mend:
+    Four deviations from the authors' code, whose faults they mend:
 
     - A skipped outlier does not enter running_var. There it does: one batch of 50 among batches of 1 makes inference
       wrong by a factor of 16, and is forgotten by a tenth per iteration.
     - A batch in which a channel is 0 throughout says nothing of its scale: its slot is left out of both means. There
       it makes the geometric mean 0, and outputs hundreds of times too large, for M - 1 iterations.
-    - Where all other slots hold running_var, because every step before was skipped, the step is accepted: what lasts
-      is no outlier. Without this the first deviation would keep running_var for ever after a lasting change.
+    - The M-th outlier in a row is accepted: what lasts is no outlier. Without this the first deviation would keep
+      running_var for ever after a lasting change.
+    - Nothing is skipped while t <= M. There it is, after a warm-up shorter than the window, by comparison with the
+      zeros that the window begins with.
 
     In distributed training, q and mean(g z) are those of all processes' tokens together. ema_gz and buffer_gz are kept
     in units of the whole batch's loss, provided that each process's loss is a mean over an equal share of the batch
@@ -71,6 +75,7 @@ class UnifiedNorm(nn.Module):
         running_var, ema_gz: buffers (C,).
         iters, skip_counter: buffers (1,), int64: t, and steps skipped.
         buffer_x2, buffer_gz: buffers (M, C), the windows. Inference needs neither.
+        skips_in_row: buffer (1,), int64, not in the state dict: a resumed run begins with 0.
 
     Shapes: x of any shape with C entries on ``channel_axis``; pad_mask: bool, x's shape without the channels, True on
     padding. The result has x's shape and dtype. Statistics are computed in float32 or wider and stored in the module's
@@ -89,6 +94,7 @@ class UnifiedNorm(nn.Module):
     ema_gz: Tensor
     iters: Tensor
     skip_counter: Tensor
+    skips_in_row: Tensor
     buffer_x2: Tensor
     buffer_gz: Tensor
 
@@ -126,6 +132,7 @@ class UnifiedNorm(nn.Module):
         self.register_buffer("buffer_x2", torch.zeros(forward_window, channels, device=device, dtype=dtype))
         self.register_buffer("buffer_gz", torch.zeros(backward_window, channels, device=device, dtype=dtype))
         self.register_buffer("skip_counter", torch.zeros(1, device=device, dtype=torch.int64))
+        self.register_buffer("skips_in_row", torch.zeros(1, device=device, dtype=torch.int64), persistent=False)
 
     @classmethod
     def from_affine(
@@ -215,7 +222,7 @@ class UnifiedNorm(nn.Module):
         is_early = (t <= self.forward_window) | (t < self.warmup_iters)
         is_outlier = torch.zeros_like(is_early)
         if self.outlier_filtration and self.forward_window > 1:
-            is_outlier = ~is_early & self._stands_out(batch, slot)
+            is_outlier = ~is_early & self._stands_out(batch, slot) & (self.skips_in_row < self.forward_window - 1)
         window.index_copy_(0, slot, torch.where(is_outlier, running, batch).to(window.dtype)[None])
         uses_batch = is_outlier if self.forward_window > 1 else torch.ones_like(is_outlier)
         var = torch.where(is_early | uses_batch, batch, _window_means(window)[1])
@@ -224,6 +231,7 @@ class UnifiedNorm(nn.Module):
         ratio = torch.where(is_unscaled, 1, ratio)
         running.copy_(torch.where(is_outlier, running, self.momentum * running + (1 - self.momentum) * var))
         self.skip_counter.add_(is_outlier)
+        self.skips_in_row.add_(1).mul_(is_outlier)
         return Step(var, ratio, t, uses_batch)
 
     def _stands_out(self, batch: Tensor, slot: Tensor) -> Tensor:
@@ -231,9 +239,10 @@ class UnifiedNorm(nn.Module):
         window = self.buffer_x2
         entered = window.index_copy(0, slot, batch.to(window.dtype)[None])
         arithmetic, geometric = _window_means(entered)
-        is_far = (arithmetic - geometric > window.sqrt().var() * self.forward_window).any()
-        was_skipped = (window == self.running_var).all(1).index_fill(0, slot, True)
-        return (is_far & ~was_skipped.all()).reshape(1)
+        threshold = window.sqrt().var() * self.forward_window
+        # The means of equal slots differ by their rounding, where the threshold is 0.
+        rounding = _ROUNDINGS * torch.finfo(window.dtype).eps * arithmetic
+        return (arithmetic - geometric > threshold + rounding).any().reshape(1)
 
 
 def _window_means(window: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from flowopt.errors import InternalError, UserError
 from flowopt.ir.evaluate import evaluate
 from flowopt.program.program import Program
 from flowopt.recovery.norm_gauge import Init, NormGauge
+from flowopt.recovery.padding import input_of, real_tokens
 
 Batch = Mapping[str, Tensor]
 
@@ -43,8 +44,11 @@ def calibrate(
         program: never changed.
         sites: norms of this program, from ``norm_sites``.
         batches: inputs by name. An iterator is kept in memory as it is read, for the second walk.
-        padding: name of an input of shape (batch, tokens), 1 or True where a token is real. Values without an axis of
-            tokens, such as pooled ones, count whole.
+        padding: name of an input of shape (batch, tokens), 1 or True where a token is real, or with ``not:`` before it
+            where it is padding. Values without an axis of tokens, such as pooled ones, count whole. A norm's axes of
+            samples and tokens are found by their sizes, free ones by name: where a captured batch has as many samples
+            as tokens, the first axis that fits is taken for the samples and the next one for the tokens, which is wrong
+            of values that are tokens first.
         init: ``frozen-sigma`` is the norm's gain over sigma* and its shift; ``least-squares`` fits the norm's output to
             its input, channel by channel, with an intercept. By default the former for norms that subtract no mean,
             the latter for those that do. Batch norms have a scale and a shift already.
@@ -101,9 +105,9 @@ def _mask(program: Program, padding: str | None) -> fx.Node | None:
     if padding is None:
         return None
     names = [i.name for i in program.inputs]
-    if padding not in names or len(program.shape(padding)) != 2:
+    if input_of(padding) not in names or len(program.shape(input_of(padding))) != 2:
         raise UserError(f"padding={padding!r} is no input of shape (batch, tokens)", hint=f"inputs: {', '.join(names)}")
-    return program.node(padding)
+    return program.node(input_of(padding))
 
 
 def _gauge(program: Program, site: NormSite, mask: fx.Node | None) -> NormGauge:
@@ -117,7 +121,7 @@ def _gauge(program: Program, site: NormSite, mask: fx.Node | None) -> NormGauge:
 
 def _walk(program: Program, gauges: Iterable[NormGauge], batch: Batch, padding: str | None, at: int) -> None:
     inputs = program.bind((), batch)
-    real = None if padding is None else inputs[padding] != 0
+    real = None if padding is None else real_tokens(inputs, padding)
     reading: dict[str, list[NormGauge]] = {}
     writing: dict[str, NormGauge] = {}
     for gauge in gauges:

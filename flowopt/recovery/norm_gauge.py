@@ -97,6 +97,7 @@ class NormGauge:
             score=float((1.0 - first.square() / second.clamp_min(_TINY)).clamp_min(0.0).mean().sqrt()) if live else 0.0,
             massive_ratio=float((all_of_them.amax(0) / median).max()),
             sigma=float(sigmas.mean()),
+            mean=self._moments.mean_x,
             mean_square=self._moments.mean_square_x,
             scale=scale.cpu(),
             shift=shift.cpu(),

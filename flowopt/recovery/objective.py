@@ -10,6 +10,7 @@ from flowopt.errors import UserError
 from flowopt.ir.evaluate import Value, evaluate
 from flowopt.program.program import Program
 from flowopt.recovery.losses import Distance, cosine_distance, divergence, relative_error
+from flowopt.recovery.padding import real_tokens
 from flowopt.recovery.settings import RecoverySettings
 from flowopt.recovery.trainable import Trainable, device_of, trained_parameters
 from flowopt.recovery.user_loss import LOSSES, OutputLoss, Outputs, user_loss
@@ -57,7 +58,7 @@ class Objective(nn.Module):
         wanted, wanted_features = self._taught(inputs)
         found, found_features = self.student(inputs, observe=self._features)
         padding = self.student.padding
-        masked = None if padding is None else inputs[padding] == 0
+        masked = None if padding is None else ~real_tokens(inputs, padding)
         loss = self._loss(found, wanted, extra, masked)
         if self._features:
             distances = [relative_error(found_features[n], wanted_features[n], masked) for n in self._features]

@@ -11,6 +11,7 @@ from flowopt.errors import UserError
 from flowopt.ir.evaluate import evaluate
 from flowopt.program.program import Program
 from flowopt.recovery.data.batch_axis import BatchAxis
+from flowopt.recovery.padding import real_tokens
 from flowopt.recovery.trainable import Trainable, device_of
 
 Inputs = Mapping[str, Tensor]
@@ -41,7 +42,7 @@ def placed(student: Trainable, inputs: Inputs) -> dict[str, Tensor]:
 def padding_mask(student: Trainable, inputs: Inputs, padding: str | None) -> Tensor | None:
     """(batch, tokens), True where a token is padding; None where no padding is known."""
     name = padding or student.padding
-    return None if name is None else inputs[name] == 0
+    return None if name is None else ~real_tokens(inputs, name)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,23 @@
 """Which vectors of a value are padding, as far as its shape tells."""
 
+from collections.abc import Mapping
+from typing import Final
+
 from torch import Tensor
+
+# Before the name of an input that is 1 (or True) where a token is padding.
+INVERTED: Final = "not:"
+
+
+def input_of(padding: str) -> str:
+    """The input that a word such as ``attention_mask`` or ``not:key_padding_mask`` names."""
+    return padding.removeprefix(INVERTED)
+
+
+def real_tokens(inputs: Mapping[str, Tensor], padding: str) -> Tensor:
+    """(batch, tokens), True where a token is real; ``padding`` as above."""
+    marked = inputs[input_of(padding)] != 0
+    return ~marked if padding.startswith(INVERTED) else marked
 
 
 def padding_of(value: Tensor, masked: Tensor | None, channel_axis: int = -1) -> Tensor | None:

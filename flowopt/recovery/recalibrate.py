@@ -31,14 +31,15 @@ def reestimate(
 ) -> Statistics:
     """Statistics of what every eval-mode batch norm reads, over target data.
 
-    While a batch goes through, each norm normalises by that batch's own statistics (as in training mode), so that the
-    layers behind it see what they will see once it has new ones: one walk for each batch is enough.
+    While a batch goes through, each norm normalises by that batch's own statistics, so that the layers behind it see
+    what they will see once it has new ones: one walk for each batch is enough. As in torch's training mode, a batch is
+    normalised by its biased variance, and what is kept of it is the unbiased one.
 
     Args:
         program: never changed.
         batches: inputs by name; small batches give poor statistics, 32 images and more are usual.
-        target_weight: share of the batch's statistics while it goes through; below 1 the rest is the stored ones, as
-            an alpha-BN of that weight has it.
+        target_weight: share of the batch's statistics while it goes through, 0 to 1; below 1 the rest is the stored
+            ones, as an alpha-BN of that weight has it but for the bias of the batch's variance.
         on_progress: gets one line per batch.
 
     Returns:
@@ -46,12 +47,13 @@ def reestimate(
         ``recalibrate-batch-norm``.
 
     Raises:
-        UserError: no batch; no batch norm; a single value for a channel; a NaN or an infinity in what a norm reads,
-            with the norm and the batch.
+        UserError: ``target_weight`` is outside; no batch; no batch norm; a single value for a channel; a NaN or an
+            infinity in what a norm reads, with the norm and the batch.
 
     Source: Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", section
     3; You et al., "Test-time batch statistics calibration for covariate shift", section 3.
     """
+    require_share(target_weight)
     stored = _stored(program)
     gathered = {parts.output.name: ChannelMoments(parts.channels) for parts in batch_norms(program)}
     count = 0
@@ -64,18 +66,27 @@ def reestimate(
             _add(gathered[name], rows)
             own = ChannelMoments(parts.channels)
             _add(own, rows)
-            return _mixed(stored[name], _statistics_of(own), target_weight)
+            return _mixed(stored[name], _biased(own), target_weight)
 
         run_with_statistics(program, batch, choose)
-    return _complete(gathered, count)
+    _require_enough(gathered, count)
+    return {name: _unbiased(moments) for name, moments in gathered.items()}
 
 
 def statistics_at_test_time(program: Program, batches: Iterable[Batch]) -> Statistics:
     """Statistics of what every batch norm reads that goes by its batch at test time too, over target data.
 
-    The model runs as it is. Returns and raises as ``reestimate``; for the pass ``freeze-test-time-norm``.
+    The model runs as it is. For the pass ``freeze-test-time-norm``.
+
+    Returns:
+        Mean and variance over all batches, by the name of the norm's value. The variance is the one that the norm would
+        take of all the data in one batch: biased for norms without statistics of their own, as torch divides by that
+        one; unbiased for those that mix the batch's with stored ones.
+
+    Raises:
+        UserError: as ``reestimate``.
     """
-    norms = [norm for node in program.graph.nodes if (norm := batch_dependent_norm(node)) is not None]
+    norms = [norm for node in program.graph.nodes if (norm := batch_dependent_norm(node, program.constant)) is not None]
     if not norms:
         raise UserError(
             "the model has no batch norm that goes by its batch at test time",
@@ -91,7 +102,10 @@ def statistics_at_test_time(program: Program, batches: Iterable[Batch]) -> Stati
                     _add(gathered[norm.output.name], _rows(value, norm.axis, norm.output.name, at - 1))
 
         evaluate(program.graph, program.read, program.bind((), batch), raised=program.raised, observe=observe)
-    return _complete(gathered, count)
+    _require_enough(gathered, count)
+    return {
+        norm.output.name: (_biased if norm.stored is None else _unbiased)(gathered[norm.output.name]) for norm in norms
+    }
 
 
 def alpha(program: Program, statistics: Mapping[str, ChannelStatistics], target_weight: float) -> Statistics:
@@ -109,13 +123,18 @@ def alpha(program: Program, statistics: Mapping[str, ChannelStatistics], target_
 
     Source: You et al., "Test-time batch statistics calibration for covariate shift", section 3.
     """
-    if not 0.0 <= target_weight <= 1.0:
-        raise UserError(f"target_weight={target_weight} is a share between 0 and 1, such as 0.1")
+    require_share(target_weight)
     stored = _stored(program)
     missing = sorted(stored.keys() - statistics.keys())
     if missing:
         raise UserError(f"there are no statistics of {', '.join(missing)}", hint="take them from reestimate")
     return {name: _mixed(own, statistics[name], target_weight) for name, own in stored.items()}
+
+
+def require_share(target_weight: float) -> None:
+    """Raise UserError unless a weight of the target lies between 0 and 1."""
+    if not 0.0 <= target_weight <= 1.0:
+        raise UserError(f"target_weight={target_weight} is a share between 0 and 1, such as 0.1")
 
 
 def _stored(program: Program) -> Statistics:
@@ -148,12 +167,17 @@ def _add(moments: ChannelMoments, rows: Tensor) -> None:
     moments.add(rows, rows, torch.ones(rows.shape[0], 1, dtype=torch.bool, device=rows.device))
 
 
-def _statistics_of(moments: ChannelMoments) -> ChannelStatistics:
-    """The mean, and the unbiased variance: 0 of a single value."""
-    return ChannelStatistics(moments.mean_x, moments.spread_x / (moments.count - 1).clamp_min(1))
+def _biased(moments: ChannelMoments) -> ChannelStatistics:
+    """The mean, and the variance of the values themselves."""
+    return ChannelStatistics(moments.mean_x, moments.variance_x)
 
 
-def _complete(gathered: Mapping[str, ChannelMoments], count: int) -> Statistics:
+def _unbiased(moments: ChannelMoments) -> ChannelStatistics:
+    """The mean, and the variance of what the values are a sample of."""
+    return ChannelStatistics(moments.mean_x, moments.spread_x / (moments.count - 1))
+
+
+def _require_enough(gathered: Mapping[str, ChannelMoments], count: int) -> None:
     if not count:
         raise UserError("there is no batch of target data", hint="give data: at least one batch of the model's inputs")
     single = [name for name, moments in gathered.items() if float(moments.count.min()) < 2]
@@ -162,4 +186,3 @@ def _complete(gathered: Mapping[str, ChannelMoments], count: int) -> Statistics:
             f"{single[0]} reads a single value for each channel in all of the data, and one has no variance",
             hint="give more than one sample",
         )
-    return {name: _statistics_of(moments) for name, moments in gathered.items()}

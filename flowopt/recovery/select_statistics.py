@@ -10,7 +10,7 @@ from torch import Tensor
 from flowopt.analysis.channel_statistics import ChannelStatistics
 from flowopt.errors import UserError
 from flowopt.program.program import Program
-from flowopt.recovery.recalibrate import Batch, Statistics, alpha, reestimate
+from flowopt.recovery.recalibrate import Batch, Statistics, alpha, reestimate, require_share
 from flowopt.recovery.with_statistics import run_with_statistics
 
 Runner = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -74,8 +74,8 @@ def selected(
         on_progress: gets one line per trial and batch.
 
     Raises:
-        UserError: as ``reestimate``; no weight; several outputs and none named; no such output, or one class alone; a
-            figure that is NaN.
+        UserError: as ``reestimate``; no weight, or one outside; several outputs and none named; no such
+            output, or one class alone; a figure that is NaN.
 
     Source: You et al., "Test-time batch statistics calibration for covariate shift", section 3, for the mixture; Wang
     et al., "Tent: fully test-time adaptation by entropy minimization", section 3, for entropy as a stand-in for error.
@@ -83,6 +83,8 @@ def selected(
     data = list(batches)
     if not weights:
         raise UserError("weights is empty", hint=f"the default is {WEIGHTS}")
+    for weight in weights:
+        require_share(weight)
     logits = _logits(program, output) if measure is None else ""
     trials: list[Trial] = []
     for weight in sorted(weights):

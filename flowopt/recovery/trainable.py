@@ -11,6 +11,7 @@ from flowopt.analysis.token_axes import kept_rows, token_axes
 from flowopt.errors import InternalError, UserError
 from flowopt.ir.evaluate import Value, called
 from flowopt.program.program import Program
+from flowopt.recovery.padding import input_of, real_tokens
 from flowopt.recovery.stored_tensors import StoredTensors
 from flowopt.recovery.trained_tensors import trained_tensors
 
@@ -35,7 +36,8 @@ class Trainable(nn.Module):
         leaves: name of a norm's value to (name of the value that is normalised, module). The module is called with
             that value and with ``pad_mask``, which is True where a token is padding and has the value's shape without
             its channels; None where no such mask is known.
-        padding: name of an input [batch, tokens] that is 1 (or True) where a token is real.
+        padding: name of an input [batch, tokens] that is 1 (or True) where a token is real; with ``not:`` before it,
+            where a token is padding.
         frozen: names of stored tensors that are not trained.
 
     Attributes:
@@ -85,7 +87,7 @@ class Trainable(nn.Module):
             UserError: an input is missing, or no node has an observed name.
         """
         given = self._with_state(inputs)
-        masked = None if self.padding is None else given[self.padding] == 0
+        masked = None if self.padding is None else ~real_tokens(given, self.padding)
         key = (self.active, frozenset(observe))
         if key not in self._walks:
             self._walks[key] = self._steps(key[1])
@@ -124,7 +126,7 @@ class Trainable(nn.Module):
         axis = getattr(self.leaves[name], "channel_axis", -1)
         if masked is None or self.padding is None:
             return None
-        axes = token_axes(self._nodes[self._sources[name]], self._nodes[self.padding], axis)
+        axes = token_axes(self._nodes[self._sources[name]], self._nodes[input_of(self.padding)], axis)
         if axes is None:
             return None
         return ~kept_rows(~masked, axes, value, axis).reshape(value.movedim(axis, -1).shape[:-1])
@@ -172,7 +174,7 @@ class Trainable(nn.Module):
                 raise UserError(f"the program has no node {absent[0]!r}, which a norm is to be swapped at")
             if not self._nodes[source] < self._nodes[name]:
                 raise UserError(f"{source!r} is computed after {name!r}, and can not be what it normalises")
-        if self.padding is not None and self.padding not in {i.name for i in self.program.inputs}:
+        if self.padding is not None and input_of(self.padding) not in {i.name for i in self.program.inputs}:
             known = [i.name for i in self.program.inputs]
             raise UserError(f"the model has no input {self.padding!r} that tells padding", hint=f"its inputs: {known}")
         unknown = frozen - self.program.tensors.keys()

@@ -156,8 +156,14 @@ def adapt(
                 program, opened, recalibrate, target_weight, calibration, counted, figure, seed, on_progress
             ).run(dry_run=dry_run)
         is_first = rank() == 0
+    chosen = {"held_out": _data_name(held_out), "batch_size": batch_size, "most": most, "outputs": counted}
     adaptation = dataclasses.replace(
-        adaptation, metric=name, held_out=opened.held_out_samples, data=opened.name, budget=budget.limits()
+        adaptation,
+        metric=name,
+        held_out=opened.held_out_samples,
+        data=_data_name(data) or opened.name,
+        budget=budget.limits(),
+        settings=dict(adaptation.settings) | chosen,
     )
     if dry_run or not is_first:
         return AdaptResult(program if dry_run else made, None, None, adaptation)
@@ -194,6 +200,13 @@ def _lowered(
         adaptation = dataclasses.replace(adaptation, notes=(*adaptation.notes, note))
     record_adaptation(result.artifact.folder, adaptation)
     return AdaptResult(made, result.artifact, dataclasses.replace(result.report, adaptation=adaptation), adaptation)
+
+
+def _data_name(data: Any) -> str:
+    """A file's name without its folders, which are this machine's; a share or a function as they are; else empty."""
+    if isinstance(data, str | Path):
+        return Path(data).name if Path(data).exists() else str(data)
+    return str(data) if isinstance(data, int | float) else ""
 
 
 def _outputs(program: Program, wanted: Collection[str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from flowopt.analysis.feature_layout import PlacedReader
 from flowopt.analysis.sliding import sliding_of
 from flowopt.ir.metadata import module_path
 from flowopt.passes.fold import _layers as layers
+from flowopt.passes.fold._folded_inputs import folded_inputs
 from flowopt.rewrite import Edit, Site
 
 _aten = torch.ops.aten
@@ -50,43 +51,42 @@ def affine_reader(site: Site, reader: PlacedReader, *, has_shift: bool) -> Affin
     return AffineReader(node, source, reader.path, reader.layout.features(axis))
 
 
-def require_finite(site: Site, reader: AffineReader, gain: Tensor | None, shift: Tensor | None) -> None:
-    """Refuse where a folded parameter would leave the range of its dtype."""
+def require_range(
+    site: Site, reader: AffineReader, gain: Tensor | None, shift: Tensor | None, *, is_bounded: bool
+) -> None:
+    """Refuse where a folded parameter would leave the range of its dtype, or lose digits at its lower end.
+
+    Args:
+        site: of the norm.
+        reader: takes gain and shift.
+        gain: None where there is none.
+        shift: likewise.
+        is_bounded: whether the normalised value has one magnitude in all features; a frozen norm's may have any.
+    """
     weight_node, bias_node = layers.weight_and_bias(reader.node)
     weight = site.constant(weight_node, f"the weight of {reader.node.name}")
     bias = None if bias_node is None else site.constant(bias_node, f"the bias of {reader.node.name}")
-    limit = torch.finfo(site.recorded(reader.node).dtype).max
-    folded = _folded(reader, weight, bias, gain, shift)
-    fits = all(t is None or bool((t.abs() <= limit).all()) for t in folded)
-    site.require(fits, "not-finite", f"the folded weight of {reader.node.name} would exceed {limit:.3g}", reader.node)
+    limits = torch.finfo(site.recorded(reader.node).dtype)
+    folded = folded_inputs(reader.node, reader.features, (weight, bias), gain, shift)
+    where = f"the folded weight of {reader.node.name} would"
+    site.require(not folded.overflows(limits), "not-finite", f"{where} exceed {limits.max:.3g}", reader.node)
+    message = f"{where} be below {limits.tiny:.3g} and lose digits"
+    site.require(not folded.underflows(limits, is_bounded=is_bounded), "extreme-scale", message, reader.node)
 
 
 def fold(edit: Edit, reader: AffineReader, source: fx.Node, gain: Tensor | None, shift: Tensor | None) -> None:
     """Replace the layer by one that reads ``source``, the normalised value, as it is."""
     node = reader.node
     weight_node, bias_node = layers.weight_and_bias(node)
-    bias = None if bias_node is None else edit.constant(bias_node)
-    new_weight, new_bias = _folded(reader, edit.constant(weight_node), bias, gain, shift)
+    parameters = edit.constant(weight_node), None if bias_node is None else edit.constant(bias_node)
+    new = folded_inputs(node, reader.features, parameters, gain, shift)
     name = layers.parameter_name(weight_node, f"{node.name}.weight")
     bias_name = f"{name.removesuffix('.weight')}.bias"
     bias_name = bias_name if bias_node is None else layers.parameter_name(bias_node, bias_name)
     with edit.before(node):
-        weight = edit.parameter(name, new_weight, like=weight_node)
+        weight = edit.parameter(name, new.weight, like=weight_node)
         stored_bias = bias_node
-        if new_bias is not None and shift is not None:
-            stored_bias = edit.parameter(bias_name, new_bias, like=bias_node or weight_node)
+        if new.bias is not None and shift is not None:
+            stored_bias = edit.parameter(bias_name, new.bias, like=bias_node or weight_node)
         args, kwargs = layers.with_parameters(node, weight, stored_bias)
         edit.replace(node, edit.call(node.target, source, *args[1:], **kwargs))
-
-
-def _folded(
-    reader: AffineReader, weight: Tensor, bias: Tensor | None, gain: Tensor | None, shift: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    at = list(reader.features)
-    new_weight = weight if gain is None else layers.scaled_inputs(reader.node, weight, gain[at])
-    if shift is None:
-        return new_weight, bias
-    # What every output gets of an input that is the shift everywhere.
-    shifted = layers.scaled_inputs(reader.node, weight, shift[at])
-    added = shifted.flatten(1).sum(1)
-    return new_weight, added if bias is None else bias + added

@@ -60,7 +60,7 @@ def scaled_outputs(layer: fx.Node, weight: Tensor, factors: Tensor) -> Tensor:
     spatial = [1] * (weight.dim() - 2)
     if layer.target not in TRANSPOSED:
         return weight * factors.reshape(-1, 1, *spatial)
-    groups = _groups(layer)
+    groups = groups_of(layer)
     grouped = weight.reshape(groups, -1, *weight.shape[1:])
     return (grouped * factors.reshape(groups, 1, -1, *spatial)).reshape(weight.shape)
 
@@ -70,7 +70,7 @@ def scaled_inputs(layer: fx.Node, weight: Tensor, factors: Tensor) -> Tensor:
     spatial = [1] * (weight.dim() - 2)
     if layer.target in TRANSPOSED:
         return weight * factors.reshape(-1, 1, *spatial)
-    groups = 1 if layer.target is LINEAR else _groups(layer)
+    groups = 1 if layer.target is LINEAR else groups_of(layer)
     grouped = weight.reshape(groups, -1, *weight.shape[1:])
     return (grouped * factors.reshape(groups, 1, -1, *spatial)).reshape(weight.shape)
 
@@ -79,14 +79,14 @@ def output_features(layer: fx.Node, weight: Tensor) -> int:
     """Number of features that a layer with this weight gives."""
     if layer.target is EMBEDDING:
         return weight.shape[1]
-    return weight.shape[1] * _groups(layer) if layer.target in TRANSPOSED else weight.shape[0]
+    return weight.shape[1] * groups_of(layer) if layer.target in TRANSPOSED else weight.shape[0]
 
 
 def input_features(layer: fx.Node, weight: Tensor) -> int:
     """Number of features that a layer with this weight reads."""
     if layer.target in TRANSPOSED:
         return weight.shape[0]
-    return weight.shape[1] * (1 if layer.target is LINEAR else _groups(layer))
+    return weight.shape[1] * (1 if layer.target is LINEAR else groups_of(layer))
 
 
 def freed_bytes(parameters: Collection[fx.Node], layers: Collection[fx.Node]) -> int:
@@ -111,7 +111,8 @@ def parameter_name(node: fx.Node, otherwise: str) -> str:
     return str(node.target) if node.op == "get_attr" else otherwise
 
 
-def _groups(layer: fx.Node) -> int:
+def groups_of(layer: fx.Node) -> int:
+    """Groups of a convolution."""
     at = 6
     groups = layer.args[at] if len(layer.args) > at else layer.kwargs.get("groups", 1)
     assert isinstance(groups, int)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from flowopt.passes.fold import _layers as layers
+from flowopt.passes.fold._lost_digits import loses_digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,6 @@ def out_of_range(scaled: Scaled, factors: Tensor, old: list[Tensor], stored: Ten
     for before, after in zip(old, scaled_parameters(scaled, factors, *old, *[None] * (2 - len(old))), strict=True):
         if not bool((after.abs() <= limits.max).all()):
             return f"a scaled parameter would exceed {limits.max:.3g}"
-        # Below the smallest normal number digits are lost; beside larger weights of the same row they do not matter.
-        if bool(((_largest(before) >= limits.tiny) & (_largest(after) < limits.tiny)).any()):
+        if loses_digits(after, before, limits, by_column=False):
             return f"scaled parameters would be below {limits.tiny:.3g} and lose digits"
     return None
-
-
-def _largest(parameter: Tensor) -> Tensor:
-    """The largest magnitude of each row of a weight, or of a bias."""
-    return parameter.abs().flatten(1).amax(1) if parameter.dim() > 1 else parameter.abs().amax()

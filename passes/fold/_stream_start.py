@@ -12,12 +12,17 @@ from flowopt.analysis.affine_streams import AffineStream
 from flowopt.analysis.channel_steps import scale_and_shift
 from flowopt.ir.metadata import module_path, recorded_tensor
 from flowopt.passes.fold._layers import freed_bytes
+from flowopt.passes.fold._lost_digits import loses_digits
 from flowopt.passes.fold._rescaled_stream import Readers, Rescaled, replaced_tensors
 from flowopt.passes.fold._stream_factors import Factors, ObstacleError
 from flowopt.passes.fold._stream_layers import Kind, kind_of
 
-# Of a dtype's range of exponents. What is left is for the values themselves: 2^4 in float16, 2^38 in float32.
+# Of a dtype's range of exponents. What is left is for the values themselves: up to 2^38 in float32.
 _SHARE: Final = 0.7
+# Exponents that are left at least: in float16 the scales take 2^-4 to 2^4, values of 2^-10 to 2^12 stay normal numbers.
+_FOR_VALUES: Final = 10.0
+# A reach below which values of a stream get near its ends: float16's.
+_SHORT: Final = 32.0
 
 
 def start_of(stream: AffineStream, found: Factors, readers: Readers) -> tuple[fx.Node, bool]:
@@ -47,6 +52,8 @@ def start_of(stream: AffineStream, found: Factors, readers: Readers) -> tuple[fx
 def exponents_of(stream: AffineStream, found: Factors, start: fx.Node, *, is_free: bool) -> tuple[int, ...]:
     """Powers of two, one for every channel, that keep all scales in range; empty where none is needed.
 
+    In float16 they always centre the scales, as exactly as powers of two can: what is spared is room for the values.
+
     Args:
         stream: the stream.
         found: its scales.
@@ -57,15 +64,16 @@ def exponents_of(stream: AffineStream, found: Factors, start: fx.Node, *, is_fre
         ObstacleError: scales leave the range of the narrowest dtype of the stream.
     """
     limits = min((torch.finfo(dtype) for dtype in _dtypes(stream)), key=_reach)
-    allowed = _SHARE * _reach(limits)
+    allowed = min(_SHARE * _reach(limits), _reach(limits) - _FOR_VALUES)
     reached = torch.stack([(factor / found.of(start)).abs().log2() for factor in found.factor.values()])
     low, high = reached.amin(0), reached.amax(0)
-    if max(float(-low.min()), float(high.max())) <= allowed:
+    fits = max(float(-low.min()), float(high.max())) <= allowed
+    if fits and not (is_free and _reach(limits) < _SHORT):
         return ()
     exponents = torch.round(-(low + high) / 2) if is_free else torch.zeros_like(low)
     worst = max(float(-(low + exponents).min()), float((high + exponents).max()))
     if worst <= allowed:
-        return tuple(int(e) for e in exponents)
+        return tuple(int(e) for e in exponents) if bool(exponents.any()) else ()
     message = f"a channel's scale would reach 2^{worst:.0f} or its inverse; {limits.dtype} takes 2^{allowed:.0f}"
     raise ObstacleError("extreme-scale", message)
 
@@ -100,10 +108,7 @@ def growth(found: Rescaled, constant: Callable[[fx.Node], Tensor]) -> int:
 def _out_of_range(new: Tensor, old: Tensor | None, limits: torch.finfo) -> str | None:
     if not bool((new.abs() <= limits.max).all()):
         return f"exceed {limits.max:.3g}"
-    # Below the smallest normal number digits are lost; beside larger weights of the same row or column they do not
-    # matter.
-    pairs = [] if old is None else zip(_largest(old), _largest(new), strict=True)
-    if any(bool(((before >= limits.tiny) & (after < limits.tiny)).any()) for before, after in pairs):
+    if old is not None and loses_digits(new, old, limits):
         return f"be below {limits.tiny:.3g} and lose digits"
     return None
 
@@ -121,10 +126,3 @@ def _dtypes(stream: AffineStream) -> Iterable[torch.dtype]:
 def _reach(limits: torch.finfo) -> float:
     """The exponent, positive or negative, up to which every number is normal."""
     return min(log2(limits.max), -log2(limits.tiny))
-
-
-def _largest(parameter: Tensor) -> list[Tensor]:
-    """The largest magnitude of each row and of each column, or of a vector."""
-    if parameter.dim() < 2:
-        return [parameter.abs().amax()]
-    return [parameter.abs().flatten(1).amax(1), parameter.abs().transpose(0, 1).flatten(1).amax(1)]

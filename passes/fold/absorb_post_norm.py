@@ -13,8 +13,10 @@ A norm that is computed at run time sees scales. p is 1 at most of them; at othe
 the norm, and the summary counts it.
 
 Numerical effect: EXACT. Parameters are computed in float64 and rounded once. What is kept has the magnitude of h / p:
-of a dtype's range of exponents, p may take 0.7 (2^10 in float16, 2^88 in float32). Where p is free it starts at 1, or
-at a power of two for each channel that centres it, if that is needed to stay in the range.
+of a dtype's range of exponents, p may take 0.7 (2^88 in float32), and in float16 2^-4 to 2^4. Where p is free it starts
+at 1, or at a power of two for each channel that centres it, if that is needed to stay in the range; in float16 always.
+Within it, float16 holds values of the stream from 2^-10 to 2^12. Beyond, what was finite may overflow where p is small,
+and small values lose digits where it is large: no bound of a stream's values is known from the graph.
 
 Refuses when:
     extreme-scale       a scale is zero or no number; p would leave its range; a changed parameter would overflow, or

@@ -8,7 +8,10 @@ written after it. A frozen norm is all affine part, and is gone: z is what it re
 a product with a stored vector and at once a sum with another along the same axis.
 
 Numerical effect: EXACT. W' is computed in float64 and rounded once, so each weight carries at most one more unit
-roundoff, the size of the rounding that multiplying by the gain did before.
+roundoff, the size of the rounding that multiplying by the gain did before. Weights below the smallest normal number of
+their dtype lose more digits: refused where no larger weight is in their row, to which they are nothing. What a frozen
+norm reads may be large where its scale is small, so there it is refused too where none is in their column. A gain of
+zero leaves zeros, which are exact.
 
 Refuses when:
     no-affine           the norm has neither gain nor shift
@@ -21,6 +24,7 @@ Refuses when:
     not-constant        the gain, the shift, a weight or a bias is computed at run time, or state
     dynamic-shape       the number of features is free
     not-finite          a folded weight would overflow its dtype
+    extreme-scale       folded weights would lose digits to underflow
     missing-metadata    a node without recorded shape
 
 A weight that is read elsewhere too (a tied head) is not touched: this call gets its own copy, and the report says
@@ -61,7 +65,7 @@ from flowopt.analysis.norm_affine import (
 )
 from flowopt.ir.constants import is_parameter_only
 from flowopt.ir.metadata import sizes_as_text, static_size
-from flowopt.passes.fold._affine_readers import AffineReader, affine_reader, fold, require_finite
+from flowopt.passes.fold._affine_readers import AffineReader, affine_reader, fold, require_range
 from flowopt.program.program import Program
 from flowopt.rewrite import Edit, Exactness, RewritePass, Site
 
@@ -118,7 +122,7 @@ class FoldNormAffine(RewritePass[Plan]):
         site.require(bool(others), "not-linear-reader", "nothing reads the norm's output but its size")
         readers = tuple(affine_reader(site, reader, has_shift=shift is not None) for reader in others)
         for reader in readers:
-            require_finite(site, reader, gain, shift)
+            require_range(site, reader, gain, shift, is_bounded=not steps)
         between = sorted({node for reader in found for node in reader.path})
         return Plan(affine, steps, shift is not None, readers, tuple(between), sizes)
 

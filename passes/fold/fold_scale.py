@@ -10,7 +10,8 @@ goes from ``matmul(q, k^T) / sqrt(d)`` through rotary positions into the rows of
 
 The layers before are taken where they can be. A site is a product or a quotient of a computed floating value and a
 constant; most multiplications of a model have two computed operands, and are none. The gain of a written norm is none
-either, nor the scale of a frozen norm before layers: ``fold-norm-affine``, which runs later, knows their shift.
+either, nor the scale of a frozen norm before layers that take it: ``fold-norm-affine``, which runs later, knows their
+shift.
 
 Numerical effect: EXACT. W' and b' are computed in float64 and rounded once; for powers of two nothing is rounded.
 
@@ -46,13 +47,12 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor, fx
 
-from flowopt.analysis.channel_steps import frozen_norm
 from flowopt.analysis.feature_layout import Layout
 from flowopt.analysis.norm_affine import written_norm_affine
-from flowopt.analysis.sliding import sliding_of
 from flowopt.ir.constants import is_parameter_only
 from flowopt.ir.metadata import recorded_tensor, sizes_as_text
 from flowopt.passes.fold import _layers as layers
+from flowopt.passes.fold._frozen_products import products_of_frozen_norms
 from flowopt.passes.fold._scaled_after import After, scaled_after, scaled_features_after
 from flowopt.passes.fold._scaled_before import Before, Kind, Obstacle, scaled_before
 from flowopt.passes.fold._scaled_parameters import Scaled, out_of_range, scaled_parameters
@@ -97,8 +97,9 @@ class FoldScale(RewritePass[Plan]):
 
     def sites(self, program: Program) -> list[fx.Node]:
         """Products and quotients of a computed floating value and a constant; the gains of norms are none."""
-        gains = _products_with_gains(program) | _products_of_frozen_norms(program)
-        return [n for n in super().sites(program) if n not in gains and _operands(n) is not None]
+        products = [n for n in super().sites(program) if _operands(n) is not None]
+        others = _products_with_gains(program) | products_of_frozen_norms(program, products)
+        return [n for n in products if n not in others]
 
     def check(self, site: Site) -> Plan:
         operands = _operands(site.node)
@@ -176,20 +177,6 @@ def _products_with_gains(program: Program) -> set[fx.Node]:
     rsqrts = (n for n in program.graph.nodes if n.target is _aten.rsqrt.default)
     norms = [norm for norm in map(written_norm_affine, rsqrts) if norm is not None and norm.bare is not None]
     return {user for norm in norms for user in norm.bare.users if norm.gain in user.args}  # type: ignore[union-attr]
-
-
-def _products_of_frozen_norms(program: Program) -> set[fx.Node]:
-    """Products of norms that only linear layers and unpadded convolutions read, which take the shift too."""
-    products = (n for n in program.graph.nodes if n.op == "call_function" and n.target in FoldScale.anchors)
-    frozen = {n: steps[-1].value for n in products if (steps := frozen_norm(n))}
-    return {n for n, value in frozen.items() if value.users and all(_takes_shift(user, value) for user in value.users)}
-
-
-def _takes_shift(layer: fx.Node, value: fx.Node) -> bool:
-    is_layer = layer.target is layers.LINEAR or layer.target in layers.CONVOLUTIONS
-    if not is_layer or layer.args[0] is not value or not is_parameter_only(layers.weight_and_bias(layer)[0]):
-        return False
-    return layer.target is layers.LINEAR or not sliding_of(layer).pads
 
 
 def _operands(node: fx.Node) -> tuple[fx.Node, float | fx.Node] | None:

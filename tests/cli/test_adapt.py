@@ -82,6 +82,12 @@ def test_inspect_says_that_an_artifact_was_adapted_and_how_far_it_is_from_its_or
     assert f"accuracy {stage['metric']:.4f}, the original's 1.0000" in text
 
 
+def test_no_folder_of_this_machine_is_in_the_report(data: Path, artifact: tuple[Path, Ran]) -> None:
+    text = (artifact[0] / "report.json").read_text()
+    assert json.loads(text)["adaptation"]["data"] == "images.npz"
+    assert str(data.parent) not in text and str(artifact[0].parent) not in text
+
+
 def test_inspect_of_an_adapted_artifact_is_json_too(artifact: tuple[Path, Ran]) -> None:
     ran = flowopt("inspect", artifact[0], "--json", "-")
     found = json.loads(ran.out)["report"]["adaptation"]

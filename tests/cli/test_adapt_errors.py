@@ -44,7 +44,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*SWAP, "--resume"), "there is nothing to resume from", "--checkpoint FILE --resume"),
         ((*SWAP, "--recover", "none", "--checkpoint", "state"), "only distillation saves", "--recover distill"),
         ((*SWAP, "--lr", "0"), "learning_rate=0.0: it must be a number above 0", "such as"),
-        ((*SWAP, "--minutes", "0"), "time_limit_seconds=0.0: it must be", "leave it out for no limit"),
+        ((*SWAP, "--minutes", "0"), "minutes=0.0 is a number above 0", "leave it out for no limit"),
         ((*SWAP, "--steps", "0"), "invalid value for '--steps'", "flowopt adapt --help"),
         ((*SWAP, "--loss", "l1"), "no loss 'l1'", "kl, mse, cosine, or package.module:function"),
         ((*SWAP, "--min-cosine", "2"), "min_cosine=2.0 is a number from 0 to 1", "such as 0.99"),
@@ -121,7 +121,7 @@ def with_nan() -> Any:
         ({"patches": patches(64, 5, 6).astype(int)}, "'patches' is int64, but the model takes float32"),
         ({"patches": patches(64, 5, 6), "labels": patches(63)}, "arrays of different length: patches 64, labels 63"),
         ({"patches": patches(0, 5, 6)}, "other.npz holds no samples"),
-        ({"patches": patches(1, 5, 6)}, "other.npz has no batch to hold out"),
+        ({"patches": patches(1, 5, 6)}, "other.npz has no batch to choose the best state by"),
         ({}, "other.npz holds no arrays"),
     ],
 )

@@ -64,7 +64,7 @@ def recalibrated(way: str, folder: Path) -> flowopt.AdaptResult:
     return flowopt.adapt(
         program,
         recalibrate=way,
-        data={"images": there[seen]},
+        data={"images": there[seen], "labels": labels[seen]},
         held_out={"images": there[held_out], "labels": labels[held_out]},
         batch_size=_BATCH,
         metric="accuracy:labels",

@@ -6,6 +6,7 @@ from torch import nn
 
 from flowopt.errors import UserError
 from flowopt.ops import AlphaBatchNorm
+from flowopt.ops._channels import token_moments
 from tests.ops.test_power_norm import tokens
 
 
@@ -94,6 +95,33 @@ def test_from_affine_is_the_affine_map_in_eval_and_at_the_first_step() -> None:
     assert not torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
 
 
+def test_with_the_mean_of_its_inputs_training_leaves_the_affine_map_where_it_is() -> None:
+    scale, shift, mean = tokens(13, 3), tokens(14, 3), 2 + tokens(15, 3)
+    mean_square = mean.square() + 0.25
+    norm = AlphaBatchNorm.from_affine(scale, shift, mean_square, mean=mean).train()
+    assert torch.equal(norm.running_mean, mean)
+    x = mean + 0.5 * tokens(16, 4, 8, 3)
+    for found in (norm.eval()(x), norm.train()(x)):
+        torch.testing.assert_close(found, scale * x + shift, rtol=1e-13, atol=1e-13)  # a root, its inverse, one product
+    for seed in range(50):
+        norm(mean + 0.5 * tokens(seed, 64, 3))
+    # The statistics of ten batches of 64 tokens lie a few hundredths of a deviation from the true ones.
+    assert (norm.eval()(x) - scale * x - shift).norm() < 0.06 * (scale * x + shift).norm()
+
+
+def test_the_variance_of_a_constant_channel_is_not_negative() -> None:
+    mean = torch.tensor([3.0, -0.1])
+    norm = AlphaBatchNorm.from_affine(torch.ones(2), torch.zeros(2), mean.square() * (1 - 1e-7), mean=mean)
+    assert norm.running_var.tolist() == [0, 0]
+    torch.testing.assert_close(norm.eval()(mean), mean, rtol=1e-6, atol=0)  # float32
+
+
+@pytest.mark.parametrize("mean", [torch.zeros(2), torch.tensor([0.0, float("nan"), 0.0])])
+def test_a_mean_that_does_not_fit_is_refused(mean: torch.Tensor) -> None:
+    with pytest.raises(UserError, match=r"should be \(3,\) and finite"):
+        AlphaBatchNorm.from_affine(torch.ones(3), torch.zeros(3), torch.ones(3), mean=mean)
+
+
 @pytest.mark.parametrize("rubbish", [1e30, float("inf"), float("nan")])
 def test_what_stands_on_padding_changes_nothing_else(rubbish: float) -> None:
     norm = AlphaBatchNorm(3, target_weight=0.4, momentum=0.1, dtype=torch.float64)
@@ -112,6 +140,20 @@ def test_what_stands_on_padding_changes_no_gradient() -> None:
         norm(tensor, mask)[~mask].square().sum().backward()
     assert clean.grad is not None and dirty.grad is not None
     assert torch.equal(clean.grad, dirty.grad)
+
+
+@pytest.mark.parametrize("rubbish", [1e30, float("inf"), float("nan")])
+def test_moments_have_the_same_gradient_whatever_stands_on_padding(rubbish: float) -> None:
+    mask = torch.tensor([[False, False, True], [False, True, True]])[..., None]
+    otherwise = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    gradients = []
+    for number in (0.0, rubbish):
+        x = tokens(19, 2, 3, 3).masked_fill(mask, number).requires_grad_()
+        mean, variance = token_moments(x, 2, counted=~mask, otherwise=otherwise)
+        (mean * tokens(20, 3) + variance * tokens(21, 3)).sum().backward()
+        assert x.grad is not None
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (4, 3)])
@@ -151,6 +193,30 @@ def test_while_the_batch_has_a_share_it_is_no_affine_map() -> None:
 def test_one_token_is_no_target() -> None:
     with pytest.raises(UserError, match="Fewer than two"):
         AlphaBatchNorm(3).freeze_on([torch.ones(1, 3)])
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_what_is_settled_is_not_frozen_again(settles: bool) -> None:
+    norm = AlphaBatchNorm(3, target_weight=0.3, dtype=torch.float64)
+    if settles:
+        norm.settle()
+    else:
+        norm.freeze_on([tokens(17, 4, 3)])
+    before = norm.running_mean.clone()
+    with pytest.raises(UserError, match="is settled"):
+        norm.freeze_on([tokens(18, 4, 3)])
+    assert torch.equal(norm.running_mean, before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_target_that_is_not_finite_is_refused(value: float) -> None:
+    norm, x = AlphaBatchNorm(3), torch.ones(4, 3)
+    x[2, 1] = value
+    with pytest.raises(UserError, match="NaN or an infinity"):
+        norm.freeze_on([torch.ones(4, 3), x])
+    assert norm.running_mean.isfinite().all() and not norm.is_settled
+    norm.freeze_on([(x, torch.tensor([False, False, True, False]))])
+    assert norm.is_settled
 
 
 def test_batch_norms_without_statistics_are_refused() -> None:

@@ -99,12 +99,40 @@ def test_a_norm_that_subtracts_the_mean_is_no_affine_map_of_each_channel() -> No
         random_norm(13, True).frozen_affine()
 
 
-@pytest.mark.parametrize("value", [0.0, float("nan")])
-def test_batches_that_measure_nothing_are_refused(value: float) -> None:
+def test_batches_that_measure_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="no token"):
-        FrozenNorm(4).calibrate([torch.full((2, 3, 4), value)])
+        FrozenNorm(4).calibrate([torch.zeros(2, 3, 4)])
 
 
-def test_sigma_must_be_positive() -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
+@pytest.mark.parametrize("subtracts_mean", [False, True])
+def test_one_number_that_is_not_finite_among_the_batches_is_refused(value: float, subtracts_mean: bool) -> None:
+    norm, x = FrozenNorm(4, subtracts_mean=subtracts_mean, sigma=1.7, dtype=torch.float64), tokens(14, 2, 3, 4)
+    x[0, 1, 2] = value
+    with pytest.raises(UserError, match="without a finite standard deviation"):
+        norm.calibrate([tokens(15, 2, 3, 4), x])
+    assert norm.sigma.item() == 1.7
+
+
+@pytest.mark.parametrize("mean_square", [1e-18, 1e-6, 1e12])
+def test_in_float16_the_affine_map_of_any_mean_square_is_finite(mean_square: float) -> None:
+    scale, shift = tokens(16, 4).half(), tokens(17, 4).half()
+    norm = FrozenNorm.from_affine(scale, shift, torch.full((4,), mean_square))
+    found = norm.frozen_affine()
+    # Half a unit in the last place of the weight.
+    torch.testing.assert_close(found, (scale.double(), shift.double()), rtol=1e-3, atol=0)
+    x = tokens(18, 2, 4).half()
+    # Likewise of the quotient and the result, which may cancel.
+    torch.testing.assert_close(norm(x), scale * x + shift, rtol=3e-3, atol=3e-3)
+
+
+def test_a_calibrated_sigma_below_the_dtype_s_numbers_is_not_zero() -> None:
+    norm = FrozenNorm(4, dtype=torch.float16)
+    norm.calibrate([1e-9 * tokens(19, 2, 3, 4)], eps=0)
+    assert norm.sigma.item() == torch.finfo(torch.float16).tiny
+
+
+@pytest.mark.parametrize(("sigma", "dtype"), [(0, None), (1e-9, torch.float16), (1e6, torch.float16)])
+def test_sigma_must_be_positive_and_finite_as_it_is_stored(sigma: float, dtype: torch.dtype | None) -> None:
     with pytest.raises(UserError, match="sigma"):
-        FrozenNorm(4, sigma=0)
+        FrozenNorm(4, sigma=sigma, dtype=dtype)

@@ -117,6 +117,41 @@ def test_what_lasts_is_no_outlier() -> None:
     torch.testing.assert_close(norm.running_var.sqrt(), torch.full_like(norm.running_var, 50), rtol=0.05, atol=0)
 
 
+def constant_batches(norm: UnifiedNorm, *values: float) -> list[int]:
+    """How many steps were skipped after each batch of a constant."""
+    skipped = []
+    for value in values:
+        norm(torch.full((5, 3), value, dtype=torch.float64))
+        skipped.append(int(norm.skip_counter))
+    return skipped
+
+
+@pytest.mark.parametrize("value", [1.0, 0.7, 123.4])
+def test_after_statistics_without_any_spread_an_outlier_is_skipped(value: float) -> None:
+    norm = UnifiedNorm(3, warmup_iters=0, outlier_filtration=True, dtype=torch.float64)
+    assert constant_batches(norm, *[value] * 12) == [0] * 12
+    before = norm.running_var.clone()
+    assert constant_batches(norm, 50 * value) == [1]
+    assert torch.equal(norm.running_var, before)
+
+
+def test_right_after_from_affine_an_outlier_is_skipped() -> None:
+    mean_square = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64)
+    norm = UnifiedNorm.from_affine(
+        torch.ones_like(mean_square), torch.zeros_like(mean_square), mean_square, outlier_filtration=True
+    )
+    assert constant_batches(norm, 50) == [1]
+    assert torch.equal(norm.running_var, mean_square)
+
+
+def test_the_fourth_outlier_in_a_row_is_accepted_with_a_window_of_four() -> None:
+    norm = UnifiedNorm(3, warmup_iters=0, outlier_filtration=True, dtype=torch.float64)
+    constant_batches(norm, *[1.0] * 12)
+    assert constant_batches(norm, 50, 50, 1, 50, 50, 50, 50) == [1, 2, 2, 3, 4, 5, 5]
+    wanted = torch.full_like(norm.running_var, 0.9 + 0.1 * 2500**0.25)
+    torch.testing.assert_close(norm.running_var, wanted, rtol=1e-14, atol=0)  # a fourth root
+
+
 def test_a_batch_of_zeros_in_a_channel_does_not_blow_up_the_next_ones() -> None:
     norm = random_norm(5)
     for t in range(20):

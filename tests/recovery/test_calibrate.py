@@ -103,12 +103,14 @@ def test_statistics_are_of_all_batches_together() -> None:
     parts = vectors(2, 7, WIDTH), vectors(5, 7, WIDTH, seed=9)
     apart, together = fits("rms", *parts), fits("rms", torch.cat(parts))
     assert apart.tokens == together.tokens == 49
-    for name in ("sigma", "score", "massive_ratio", "mean_square", "scale", "shift"):
+    for name in ("sigma", "score", "massive_ratio", "mean", "mean_square", "scale", "shift"):
         # Sums of 49 products in float64, in another order.
         torch.testing.assert_close(
             torch.as_tensor(getattr(apart, name)), torch.as_tensor(getattr(together, name)), rtol=1e-12, atol=1e-14
         )
     torch.testing.assert_close(together.mean_square, torch.cat(parts).square().mean((0, 1)), rtol=1e-12, atol=0.0)
+    # Sums of 49 numbers about zero.
+    torch.testing.assert_close(together.mean, torch.cat(parts).mean((0, 1)), rtol=1e-12, atol=1e-14)
 
 
 def regressed(x: Tensor, y: Tensor, axis: int = -1) -> tuple[Tensor, Tensor]:
@@ -195,7 +197,7 @@ def masked(kind: str) -> Program:
 
 def same_fit(one: NormFit, other: NormFit, *, massive: int = 0) -> None:
     assert (one.tokens, one.massive) == (other.tokens, massive)
-    for name in ("sigma", "score", "mean_square", "scale", "shift"):
+    for name in ("sigma", "score", "mean", "mean_square", "scale", "shift"):
         values = (torch.as_tensor(getattr(fit, name)) for fit in (one, other))
         torch.testing.assert_close(*values, rtol=1e-12, atol=1e-12)  # sums of 15 products, in parts of other sizes
 

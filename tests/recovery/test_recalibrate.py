@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from flowopt.analysis.channel_statistics import ChannelStatistics
 from flowopt.errors import UserError
+from flowopt.ops import AlphaBatchNorm
 from flowopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from flowopt.passes.swap.recalibrate_batch_norm import RecalibrateBatchNorm
 from flowopt.pipeline.runner import run_passes
@@ -31,14 +32,14 @@ def close(found: dict[str, ChannelStatistics], wanted: dict[str, tuple[Tensor, T
 
 
 def by_hand(program: Program, batches: list[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer by layer, every norm by its batch's statistics."""
+    """Layer by layer, every norm by its batch's statistics as torch does in training mode."""
     t = program.tensors
     read: list[list[Tensor]] = [[], []]
     for x in batches:
         for at in range(2):
             x = nn.functional.conv2d(x, t[f"convs.{at}.weight"], t[f"convs.{at}.bias"])
             read[at].append(x)
-            mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True)
+            mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
             gain, shift = (t[f"norms.{at}.{name}"].reshape(1, -1, 1, 1) for name in ("weight", "bias"))
             x = (gain * (x - mean) / (variance + 1e-5).sqrt() + shift).relu()
     whole = [torch.cat(values) for values in read]
@@ -54,6 +55,18 @@ def test_every_norm_is_measured_behind_norms_that_go_by_their_batch() -> None:
     x = shifted(images(40, 5)[0])
     parts = [x[:16], x[16:]]
     close(reestimate(program, [{"x": part} for part in parts]), by_hand(program, parts))
+
+
+def test_one_batch_is_re_estimated_as_torch_does_in_training_mode() -> None:
+    norms = [nn.BatchNorm1d(3, momentum=None), nn.BatchNorm1d(3, momentum=None)]
+    module = randomised(Written(lambda m, x: m.b(m.a(x)), a=norms[0], b=norms[1])).double()
+    x = normal(5, 3, dtype=torch.float64)
+    found = reestimate(canonical(capture(module, (x,))), [{"x": x}])
+    for norm in norms:
+        norm.reset_running_stats()
+    module.train()(x)
+    wanted = [(n.running_mean, n.running_var) for n in norms]
+    close(found, dict(zip(found, wanted, strict=True)))  # type: ignore[arg-type]  # they track statistics
 
 
 def test_re_estimation_recovers_what_a_shift_of_the_data_cost() -> None:
@@ -115,7 +128,14 @@ def test_a_batch_norm_without_statistics_is_measured_as_it_runs() -> None:
     program = canonical(capture(module, (parts[0],)))
     read = module.conv(torch.cat(parts)).detach()
     found = statistics_at_test_time(program, [{"x": part} for part in parts])
-    close(found, {"getitem": (read.mean((0, 2)), read.var((0, 2)))})
+    close(found, {"getitem": (read.mean((0, 2)), read.var((0, 2), correction=0))})
+
+
+def test_an_alpha_norm_is_measured_with_the_variance_that_it_mixes() -> None:
+    x = normal(6, 3, 5, dtype=torch.float64)
+    program = written(lambda m, x: m.norm(x), x, norm=AlphaBatchNorm(3, channel_axis=1).double())
+    (found,) = statistics_at_test_time(program, [{"x": x}]).values()
+    close({"norm": found}, {"norm": (x.mean((0, 2)), x.var((0, 2)))})
 
 
 def test_norms_of_one_value_are_measured_alike() -> None:
@@ -128,6 +148,8 @@ def test_norms_of_one_value_are_measured_alike() -> None:
 def test_says_that_a_weight_is_no_share(weight: float) -> None:
     with pytest.raises(UserError, match="is a share between 0 and 1"):
         alpha(classifier(), {}, weight)
+    with pytest.raises(UserError, match="is a share between 0 and 1"):
+        reestimate(classifier(), [], target_weight=weight)
 
 
 def test_says_which_norms_have_no_statistics() -> None:

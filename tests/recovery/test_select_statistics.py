@@ -62,3 +62,11 @@ def test_says_that_a_figure_is_nan() -> None:
 def test_says_that_no_weight_is_tried() -> None:
     with pytest.raises(UserError, match="weights is empty"):
         selected(classifier(), [], weights=())
+
+
+@pytest.mark.parametrize("weight", [-1.0, 2.0])
+def test_says_at_once_that_a_weight_is_no_share(weight: float) -> None:
+    said: list[str] = []
+    with pytest.raises(UserError, match=f"target_weight={weight} is a share between 0 and 1"):
+        selected(classifier(), [{"x": images(8, 5)[0]}], weights=(0.0, weight), on_progress=said.append)
+    assert said == []

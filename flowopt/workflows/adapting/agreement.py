@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from flowopt.errors import UserError
 from flowopt.recovery.data.batch import Batch
+from flowopt.recovery.padding import real_tokens
 from flowopt.report.adaptation import Agreement
 
 Outputs = Mapping[str, Tensor]
@@ -17,9 +18,16 @@ Run = Callable[[Mapping[str, Tensor]], Outputs]
 
 
 class Metric(Protocol):
-    """The user's figure of one batch."""
+    """The user's figure of one batch, a mean over its samples; the larger the better."""
 
     def __call__(self, outputs: Outputs, original: Outputs, batch: Mapping[str, Tensor], /) -> float | Tensor: ...
+
+
+@runtime_checkable
+class Weighted(Protocol):
+    """A metric whose batches do not count by their samples."""
+
+    def weight(self, batch: Mapping[str, Tensor], /) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +55,37 @@ def measured_agreement(
         original: the same.
         batches: held-out ones.
         outputs: the floating ones that count.
-        padding: name of the input [batch, tokens] that is not 0 where a token is real.
+        padding: the input [batch, tokens] that marks padding, as for ``real_tokens``.
         metric: gets the candidate's outputs, the original's, and the batch: its inputs and what else is in it.
 
     Raises:
         UserError: no batches, or a metric that is no number.
     """
     sums = {name: _Sums() for name in outputs}
-    total, original_total, samples = 0.0, 0.0, 0
+    total, original_total, samples, counted = 0.0, 0.0, 0, 0
     with torch.no_grad():
         for batch in batches:
             found, known = candidate(batch.inputs), original(batch.inputs)
-            real = None if padding is None else batch.inputs[padding] != 0
+            real = None if padding is None else real_tokens(batch.inputs, padding)
             for name, summed in sums.items():
                 summed.add(found[name], known[name], real)
             samples += batch.samples
             if metric is not None:
                 arrays = {**batch.inputs, **batch.extra}
-                total += batch.samples * _number(metric(found, known, arrays))
-                original_total += batch.samples * _number(metric(known, known, arrays))
+                weight = metric.weight(arrays) if isinstance(metric, Weighted) else batch.samples
+                # Where nothing counts, there is no mean to take a share of.
+                if weight:
+                    total += weight * _number(metric(found, known, arrays))
+                    original_total += weight * _number(metric(known, known, arrays))
+                counted += weight
     if not samples:
         raise UserError("there is no held-out data to measure on", hint="give more samples, or --held-out FILE")
     agreement = tuple(summed.agreement(name) for name, summed in sums.items())
     if metric is None:
         return Measured(agreement, None, None)
-    return Measured(agreement, total / samples, original_total / samples)
+    if not counted:
+        raise UserError("the metric counts nothing in the held-out data", hint="look at its labels")
+    return Measured(agreement, total / counted, original_total / counted)
 
 
 @final
@@ -98,7 +112,8 @@ class _Sums:
         self.rows += len(right)
         self.cosine += float(cosines.sum())
         if cosines.numel():
-            self.worst = min(self.worst, float(cosines.min()))
+            # Not min(): a NaN is the worst there is, wherever it stands.
+            self.worst = float(torch.tensor([self.worst, float(cosines.min())], dtype=torch.float64).min())
         self.squared_error += float((left - right).square().sum())
         self.squared += float(right.square().sum())
         self.has_choice = right.shape[-1] > 1

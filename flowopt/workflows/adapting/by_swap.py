@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flowopt.errors import UserError
 from flowopt.program.program import Program
 from flowopt.recovery.data.data import Data
+from flowopt.recovery.padding import INVERTED, input_of
 from flowopt.recovery.user_loss import LOSSES, user_loss
 from flowopt.report.adaptation import Adaptation, NormRecord
 from flowopt.workflows.adapting.agreement import Metric
@@ -78,7 +79,10 @@ def adapted_by_swap(
 
 
 def _notes(found: Judged) -> list[str]:
-    said = [f"padding is where {found.padding} is 0"] if found.padding is not None else []
+    said: list[str] = []
+    if found.padding is not None:
+        inverted = found.padding.startswith(INVERTED)
+        said.append(f"padding is where {input_of(found.padding)} is {'not ' if inverted else ''}0")
     massive = sum(fit.massive for fit in found.fits.values())
     if massive:
         said.append(f"{massive} massive activations were left out of the measurements, over all norms together")

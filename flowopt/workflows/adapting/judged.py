@@ -1,10 +1,12 @@
 """Judge a trained model's norms before anything is changed: how steady they are, and what replacing them would save."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf, prod
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from flowopt.analysis.concrete_shapes import ConcreteShapes
@@ -17,6 +19,7 @@ from flowopt.passes.swap.swap_norm import SwapNorm, error_of_rms
 from flowopt.program.program import Program
 from flowopt.recovery.calibrate import calibrate
 from flowopt.recovery.data.data import Data
+from flowopt.recovery.padding import INVERTED, input_of
 from flowopt.report.adaptation import LEFT, REFUSED, SWAPPED, NormRecord
 from flowopt.rewrite.driver import apply
 from flowopt.workflows.adapting.leaves import with_live_channels
@@ -37,6 +40,8 @@ PREPARATION: Final = (
     "fold-batch-norm",
     "fold-norm-mean",
 )
+# What tokenizers call the input that is 1 where a token is real.
+_ONES_ARE_REAL: Final = re.compile(r"(\w+[._])?(attention_mask|input_mask)|mask")
 AUTOMATIC: Final = "auto"
 NONE: Final = "none"
 RMS: Final = "rms"
@@ -104,6 +109,12 @@ def judged(
         )
     mask = padding_input(prepared, padding)
     batches: list[Mapping[str, Tensor]] = [batch.inputs for batch in data.calibration(calibration)]
+    if to == RMS and all(site.kind is not NormKind.LAYER for site in sites):
+        raise UserError(
+            "there is no layer norm left to swap for an RMS norm",
+            why="layer norms of a pre-norm residual stream become RMS norms exactly, without data",
+            hint="flowopt optimize MODEL does that",
+        )
     measured = calibrate(prepared, sites, batches, padding=mask, on_progress=on_progress)
     fits = {name: with_live_channels(fit) for name, fit in measured.items()}
     scores = _scores(to, sites, fits)
@@ -120,29 +131,44 @@ def judged(
 
 
 def padding_input(program: Program, wanted: str) -> str | None:
-    """The input that marks padding: by name, or the one mask of shape (batch, tokens).
+    """The input that marks padding: by name, or the one attention mask of shape (batch, tokens) in integers.
 
     Raises:
-        UserError: no such input.
+        UserError: no such input, or a mask that may mean either: a bool one, one of another name, or several.
     """
     if wanted == NONE:
         return None
     names = [i.name for i in program.inputs if i.state is None]
     if wanted != AUTOMATIC:
-        if wanted not in names or len(program.shape(wanted)) != 2:
+        name = input_of(wanted)
+        if name not in names or len(program.shape(name)) != 2:
             raise UserError(
-                f"{wanted!r} is no input of shape (batch, tokens)",
+                f"{name!r} is no input of shape (batch, tokens)",
                 hint=f"inputs: {', '.join(names)}; or none, where nothing is padding",
             )
         return wanted
-    masks = [
-        name
-        for name in names
-        if input_role(program.node(name), program.example.get(name)).kind is Kind.MASK and len(program.shape(name)) == 2
-    ]
-    # Archives come without examples, and a mask of zeros and ones is an integer like any other.
-    masks = masks or [name for name in names if "mask" in name and len(program.shape(name)) == 2]
-    return masks[0] if len(masks) == 1 else None
+    masks = [name for name in names if len(program.shape(name)) == 2 and _is_mask(program, name)]
+    if len(masks) == 1 and _ONES_ARE_REAL.fullmatch(masks[0]) and not _is_bool(program, masks[0]):
+        return masks[0]
+    if masks:
+        raise UserError(
+            f"where is padding? {', '.join(masks)} may tell, but not whether by ones or by zeros",
+            hint=f"--padding {masks[0]} if it is 1 or True where a token is real, --padding {INVERTED}{masks[0]} if it "
+            "is where a token is padding, --padding none if nothing is",
+        )
+    return None
+
+
+def _is_mask(program: Program, name: str) -> bool:
+    """By what reads it; archives come without examples, and there a mask of numbers is an integer like any other."""
+    recorded = program.node(name).meta["val"]
+    if recorded.is_floating_point():
+        return False
+    return input_role(program.node(name), program.example.get(name)).kind is Kind.MASK or "mask" in name
+
+
+def _is_bool(program: Program, name: str) -> bool:
+    return bool(program.node(name).meta["val"].dtype is torch.bool)
 
 
 def _scores(to: str, sites: tuple[NormSite, ...], fits: Mapping[str, NormFit]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Final, Protocol, runtime_checkable
 
 import torch
@@ -37,7 +38,7 @@ def leaf_of(to: str, site: NormSite, fit: NormFit, dtype: torch.dtype) -> nn.Mod
         "power": PowerNorm.from_affine,
         "unified": UnifiedNorm.from_affine,
         "frozen": FrozenNorm.from_affine,
-        "batch": AlphaBatchNorm.from_affine,
+        "batch": partial(AlphaBatchNorm.from_affine, mean=fit.mean),
     }
     made = makers[to](fit.scale, fit.shift, fit.mean_square, channel_axis=site.axis)
     return made.to(torch.promote_types(dtype, torch.float32))
@@ -55,7 +56,7 @@ def with_live_channels(fit: NormFit) -> NormFit:
 
 
 def uncalibrated(program: Program, fits: Mapping[str, NormFit]) -> dict[str, NormFit]:
-    """The fits of norms whose statistics nobody measured: a running variance of 1, the gain and shift they have."""
+    """The fits of norms whose statistics nobody measured: mean 0, variance 1, the gain and shift they have."""
     found: dict[str, NormFit] = {}
     for node in program.graph.nodes:
         parts = norm_parts(node)
@@ -64,7 +65,8 @@ def uncalibrated(program: Program, fits: Mapping[str, NormFit]) -> dict[str, Nor
         fit = fits[parts.output.name]
         gain, shift = gain_and_shift(parts, program.constant)
         ones = torch.ones_like(fit.mean_square)
-        found[fit.site] = replace(fit, scale=ones * gain, shift=0 * ones + shift, mean_square=ones)
+        zeros = torch.zeros_like(ones)
+        found[fit.site] = replace(fit, scale=ones * gain, shift=zeros + shift, mean=zeros, mean_square=ones)
     return found
 
 

@@ -48,7 +48,7 @@ def metric_of(given: str | Metric | None, outputs: Sequence[str]) -> tuple[str, 
 
 @final
 class _Accuracy:
-    """Share of samples whose largest logit is the labelled class."""
+    """Share of rows whose largest logit is the labelled class; labels below 0 do not count, as in losses of torch."""
 
     def __init__(self, output: str, array: str) -> None:
         self._output, self._array = output, array
@@ -65,4 +65,9 @@ class _Accuracy:
                 f"{self._array} has the sizes {list(labels.shape)}, and {self._output} {list(logits.shape)}",
                 hint="labels are class numbers, one for each row of logits",
             )
-        return float((logits.argmax(-1) == labels).double().mean())
+        counts = labels >= 0
+        return float((logits.argmax(-1) == labels)[counts].double().mean())
+
+    def weight(self, batch: Mapping[str, Tensor], /) -> int:
+        """Rows that are labelled."""
+        return int((batch[self._array] >= 0).sum()) if self._array in batch else 1

@@ -78,6 +78,8 @@ class RecoveryPlan:
         Raises:
             UserError: a value that means nothing.
         """
+        if minutes is not None and not minutes > 0:
+            raise UserError(f"minutes={minutes} is a number above 0", hint="leave it out for no limit")
         names = () if text.strip() == _NONE else tuple(part.strip() for part in text.split(","))
         settings = RecoverySettings(
             steps=steps,

@@ -17,6 +17,7 @@ from flowopt.program.program import Program
 from flowopt.recovery.data.data import Data
 from flowopt.recovery.distill import recover
 from flowopt.recovery.match import match_layers
+from flowopt.recovery.padding import real_tokens
 from flowopt.recovery.recovered import Progress
 from flowopt.recovery.ridge import refit_linears
 from flowopt.recovery.trainable import Trainable
@@ -219,7 +220,7 @@ class _Walks:
     def teacher_outputs(self, inputs: Mapping[str, Tensor]) -> Outputs:
         """Of the same batch, which the student has seen."""
         program = self._judged.program
-        real = None if self._judged.padding is None else inputs[self._judged.padding] != 0
+        real = None if self._judged.padding is None else real_tokens(inputs, self._judged.padding)
 
         def observe(node: fx.Node, value: Value) -> None:
             if node.name in self._found:

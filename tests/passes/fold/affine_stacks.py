@@ -45,6 +45,33 @@ SPELLINGS: dict[str, Callable[[FrozenMap, Tensor], Tensor]] = {
 }
 
 
+def small_then_large(inverse: float) -> tuple[Written, Tensor]:
+    """A stream in float16 that a map makes ``inverse`` times smaller, and a layer then large again; with an input."""
+
+    def forward(m: Written, x: Tensor) -> Tensor:
+        x = m.entry(x)
+        x = (x + m.small(x)) * m.scale + m.shift
+        out: Tensor = m.head(x + m.large(x))
+        return out
+
+    width = 8
+    torch.manual_seed(0)
+    module = Written(
+        forward,
+        entry=nn.Linear(width, width),
+        small=nn.Linear(width, width),
+        large=nn.Linear(width, width),
+        head=nn.Linear(width, 3),
+        scale=nn.Parameter(torch.full((width,), 1 / inverse)),
+        shift=nn.Parameter(torch.zeros(width)),
+    )
+    module.entry.weight.data *= 400.0
+    module.entry.bias.data += 300.0
+    module.small.weight.data *= 0.1
+    module.large.weight.data.fill_(40.0)
+    return module.half().eval(), normal(4, width).half()
+
+
 @dataclass(frozen=True, slots=True)
 class AffineSpec:
     """One stack.

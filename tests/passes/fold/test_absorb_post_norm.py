@@ -14,7 +14,15 @@ from flowopt.pipeline.runner import PipelineRun, run_passes
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.testing import assert_rewrites
-from tests.passes.fold.affine_stacks import AFFINE_STACKS, SPELLINGS, TOKENS, AffineSpec, FrozenMap, affine_stack
+from tests.passes.fold.affine_stacks import (
+    AFFINE_STACKS,
+    SPELLINGS,
+    TOKENS,
+    AffineSpec,
+    FrozenMap,
+    affine_stack,
+    small_then_large,
+)
 from tests.passes.fold.graph_transformer import GraphTransformer, graph
 from tests.passes.fold.residual import WIDTH, Block, ids
 from tests.passes.programs import Written, canonical, normal, randomised, together
@@ -291,12 +299,35 @@ def test_fires_in_every_dtype(dtype: torch.dtype) -> None:
 
 
 def test_scales_are_centred_by_powers_of_two_where_they_would_leave_the_range() -> None:
-    # From 1 to 2^-12 is out of reach in float16, from 2^6 to 2^-6 is not.
-    program = canonical(capture(shrinking(3, torch.float16), (X.half(),)))
+    # From 1 to 2^-8 is out of reach in float16, from 2^4 to 2^-4 is not.
+    program = canonical(capture(shrinking(2, torch.float16), (X.half(),)))
     run = run_passes(program, [AbsorbPostNorm()])
     entry = program.tensors["entry.weight"]
-    assert torch.equal(run.program.tensors["entry.weight_1"], entry / 2**6)
+    assert torch.equal(run.program.tensors["entry.weight_1"], entry / 2**4)
     torch.testing.assert_close(run.program.run(X.half()), program.run(X.half()), rtol=1e-2, atol=1e-2)
+
+
+def test_scales_are_centred_in_float16_where_they_are_in_the_range_too() -> None:
+    found = {}
+    for dtype in (torch.float16, torch.float32):
+        program = canonical(capture(shrinking(1, dtype), (X.to(dtype),)))
+        run = run_passes(program, [AbsorbPostNorm()])
+        assert run.records[0].applied
+        entry = program.tensors["entry.weight"]
+        found[dtype] = [
+            power for power in (0, 2) if any(torch.equal(t, entry / 2**power) for t in run.program.tensors.values())
+        ]
+    assert found == {torch.float16: [2], torch.float32: [0]}
+
+
+@pytest.mark.parametrize("inverse", [100.0, 200.0])
+def test_a_stream_of_float16_that_grows_large_again_stays_finite(inverse: float) -> None:
+    module, x = small_then_large(inverse)
+    run = run_passes(canonical(capture(module, (x,))), [AbsorbPostNorm()])
+    assert run.records[0].applied
+    far = 1.0  # the head takes differences of values near 2^10, where numbers of float16 are 1 or 1/2 apart
+    with torch.no_grad():
+        torch.testing.assert_close(run.program.run(x), module(x), rtol=1e-2, atol=far)
 
 
 # Sites.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flowopt.passes.fold.absorb_post_norm import AbsorbPostNorm
 from flowopt.testing import assert_refuses
-from tests.passes.fold.affine_stacks import FrozenMap
+from tests.passes.fold.affine_stacks import FrozenMap, small_then_large
 from tests.passes.fold.residual import WIDTH, Block
 from tests.passes.programs import Written, normal, together
 
@@ -52,18 +52,27 @@ def test_refuses_a_scale_of_zero() -> None:
 
 @pytest.mark.parametrize("end", ["free", "fixed"])
 def test_refuses_scales_beyond_the_range_of_the_dtype(end: str) -> None:
-    # 2^-21 is out of reach even from the middle; 2^-12 is where an activation holds one end.
+    # 2^-9 is out of reach even from the middle; 2^-6 is where an activation holds one end.
     module = stack(ended if end == "free" else lambda m, x: m.head(post(m, x)[-1].tanh()))
     for map_ in module.maps:
-        map_.scale.data = torch.full((WIDTH,), 2.0 ** (-7 if end == "free" else -4))
+        map_.scale.data = torch.full((WIDTH,), 2.0 ** (-3 if end == "free" else -2))
     assert_refuses(AbsorbPostNorm(), module.half(), (X.half(),), code="extreme-scale")
 
 
-@pytest.mark.parametrize("weight", [2.0**-9, 2.0**12])
+@pytest.mark.parametrize("inverse", [800.0, 300.0])
+def test_refuses_scales_that_would_make_values_of_the_stream_overflow(inverse: float) -> None:
+    # Divided by the scale, the hundreds that the last block adds are beyond float16.
+    module, x = small_then_large(inverse)
+    assert bool(module(x).isfinite().all())
+    assert_refuses(AbsorbPostNorm(), module, (x,), code="extreme-scale")
+
+
+@pytest.mark.parametrize("weight", [2.0**-11, 2.0**13])
 def test_refuses_parameters_that_would_leave_the_range_of_their_dtype(weight: float) -> None:
     module = stack(lambda m, x: m.head(post(m, x, 2)[-1]))
     module.maps[0].scale.data = torch.full((WIDTH,), 2.0**-8)
-    # Read behind the map at 2^-8 of the weight, or written there at 2^8 of it.
+    module.maps[1].scale.data = torch.full((WIDTH,), 2.0**2)
+    # Scales start at 2^4: read behind the map at 2^-4 of the weight, or written there at 2^4 of it.
     layer = module.blocks[1].up if weight < 1 else module.blocks[1].down
     layer.weight.data = weight * (1.0 + layer.weight.abs())
     assert_refuses(AbsorbPostNorm(), module.half(), (X.half(),), code="extreme-scale")

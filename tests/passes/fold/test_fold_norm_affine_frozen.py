@@ -131,6 +131,41 @@ def test_refuses_a_frozen_norm_that_others_read(code: str) -> None:
     assert len(run.records[0].refused) == 2
 
 
+def small_channel(scale: float) -> tuple[nn.Module, Tensor]:
+    """A frozen map in float16 with one channel of that scale, between layers, and an input."""
+    norm = FrozenMap(WIDTH, "mul and add", 0)
+    module = read_by(nn.Sequential(nn.Tanh(), norm), nn.Linear(WIDTH, 3))
+    norm.scale.data = torch.where(torch.arange(WIDTH) == 2, scale, norm.scale.data.sign())
+    return module.half(), X.half()
+
+
+def test_refuses_a_scale_that_leaves_no_normal_number_of_a_column() -> None:
+    # What the column reads may be as large as its scale is small: beside the others of the row it counts.
+    module, x = small_channel(2e-5)
+    assert_refuses(FoldNormAffine(), module, (x,), code="extreme-scale")
+
+
+def test_refuses_such_a_column_of_one_group_of_a_convolution() -> None:
+    # The first column of the other group has normal numbers.
+    norm = nn.BatchNorm2d(4)
+    module = read_by(norm, nn.Conv2d(4, 6, 1, groups=2))
+    norm.weight.data = torch.tensor([1.0, 1.0, 1e-5, 1.0])
+    image = normal(2, 4, 3, 3).half()
+    assert_refuses(FoldNormAffine(), canonical(capture(module.half(), (image,))), code="extreme-scale")
+
+
+def test_a_scale_of_zero_folds_into_a_column_of_zeros() -> None:
+    module, x = small_channel(0.0)
+    run = assert_rewrites(FoldNormAffine(), module, (x,), before={"aten.mul.Tensor": 1}, after=NONE_LEFT)
+    assert not run.program.tensors["readers.0.weight_1"][:, 2].any()
+
+
+def test_a_small_gain_of_one_feature_of_a_live_norm_folds_in_float16() -> None:
+    module = read_by(nn.LayerNorm(WIDTH, bias=False), nn.Linear(WIDTH, 3))
+    module.norm.weight.data = torch.tensor([1.0] * (WIDTH - 1) + [2e-5])  # type: ignore[union-attr]
+    assert_rewrites(FoldNormAffine(), module.half(), (X.half(),), before={}, after={"aten.linear": 1})
+
+
 def test_products_that_are_no_frozen_norm_are_no_sites() -> None:
     def forward(m: Written, x: Tensor) -> list[Tensor]:
         product = x * m.scale
@@ -165,3 +200,23 @@ def test_nothing_is_left_of_a_frozen_norm_between_two_layers() -> None:
     run = run_passes(capture(module, (X,)), [FoldScale(), FoldNormAffine()])
     census = operator_census(run.program.graph)
     assert {name: census[name] for name in NONE_LEFT} == NONE_LEFT
+
+
+@pytest.mark.parametrize("reason", ["another axis", "too large", "too small"])
+def test_a_frozen_norm_that_its_readers_cannot_take_is_left_to_fold_scale(reason: str) -> None:
+    module = Written(
+        lambda m, x: m.reader(m.layer(x) * m.scale + m.shift),
+        layer=nn.Conv1d(WIDTH, WIDTH, 1),
+        reader=nn.Linear(WIDTH, 2),
+        scale=nn.Parameter(torch.full((WIDTH, 1), 100.0 if reason == "too large" else 0.01)),
+        shift=nn.Parameter(normal(WIDTH, 1)),
+    )
+    if reason != "another axis":
+        module.layer = nn.Linear(WIDTH, WIDTH)
+        module.scale.data, module.shift.data = module.scale.data.flatten(), module.shift.data.flatten()
+        module.reader.weight.data.fill_(1e3 if reason == "too large" else 1e-3)
+    randomised(module.layer)
+    program = canonical(capture(module.half().eval(), (normal(2, WIDTH, WIDTH).half(),)))
+    assert FoldNormAffine().sites(program)
+    run = assert_rewrites(FoldScale(), program, before={"aten.mul.Tensor": 1}, after={"aten.mul.Tensor": 0})
+    assert run.records[0].applied[0].summary.startswith("folded into the outputs of")

@@ -171,6 +171,12 @@ def test_refuses_a_folded_weight_that_would_overflow() -> None:
     assert_refuses(FoldNormAffine(), module, (X,), code="not-finite")
 
 
+def test_refuses_folded_weights_below_the_normal_numbers() -> None:
+    module = normed(lambda m, x: m.fc(m.norm(x)))
+    module.norm.weight.data.fill_(3e-5)
+    assert_refuses(FoldNormAffine(), module.half(), (X.half(),), code="extreme-scale")
+
+
 def test_refuses_a_reader_without_recorded_shape() -> None:
     program = capture(normed(lambda m, x: m.narrow(m.norm(x).chunk(2, -1)[0]), narrow=nn.Linear(3, 2)), (X,))
     del program.node("getitem").meta["val"]

@@ -26,6 +26,7 @@ def test_what_is_within_says_nothing(budget: QualityBudget) -> None:
     [
         (QualityBudget(min_cosine=0.999), "logits: mean cosine 0.9950, 0.999 is the least"),
         (QualityBudget(min_agreement=0.99), "logits: top-1 agreement 98.00%, 99.00% is the least"),
+        (QualityBudget(max_error=0.01), "logits: relative error 0.1, 0.01 is the most"),
         (QualityBudget(max_drop=0.01), "the metric fell by 0.05, 0.01 is the most"),
     ],
 )
@@ -56,11 +57,12 @@ def test_limits_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
 
 
 def test_what_is_not_measured_cannot_be_limited() -> None:
-    QualityBudget(min_cosine=0.9).require_measurable({"value": 1}, has_metric=False)
+    QualityBudget(max_error=0.9).require_measurable({"value": 1}, has_metric=False)
     QualityBudget(min_agreement=0.9, max_drop=0.1).require_measurable(
         {"value": 1, "logits": "classes"}, has_metric=True
     )
     with pytest.raises(UserError, match="max_drop limits a metric"):
         QualityBudget(max_drop=0.1).require_measurable({"logits": 4}, has_metric=False)
-    with pytest.raises(UserError, match="those of value, other have one"):
-        QualityBudget(min_agreement=0.9).require_measurable({"value": 1, "other": 1}, has_metric=True)
+    for budget in (QualityBudget(min_agreement=0.9), QualityBudget(min_cosine=0.9)):
+        with pytest.raises(UserError, match="those of value, other have one"):
+            budget.require_measurable({"value": 1, "other": 1}, has_metric=True)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flowopt.errors import ModelNotFound, UserError
+from flowopt.workflows.adapting.agreement import Weighted
 from flowopt.workflows.adapting.metrics import metric_of
 
 OUTPUTS = ("logits", "hidden")
@@ -30,6 +31,14 @@ def test_accuracy_says_what_labels_are(batch: dict[str, torch.Tensor], said: str
     outputs = {"logits": torch.zeros(2, 4)}
     with pytest.raises(UserError, match=said):
         metric(outputs, outputs, batch)
+
+
+def test_labels_below_zero_count_neither_for_nor_against() -> None:
+    _, metric = metric_of("accuracy:labels", OUTPUTS)
+    assert metric is not None and isinstance(metric, Weighted)
+    outputs, batch = {"logits": torch.eye(4)}, {"labels": torch.tensor([0, -100, 2, 1])}
+    assert metric(outputs, outputs, batch) == pytest.approx(2 / 3)
+    assert metric.weight(batch) == 3
 
 
 def test_a_function_is_a_metric_as_it_is() -> None:

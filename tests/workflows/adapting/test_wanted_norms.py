@@ -16,9 +16,7 @@ _NOTHING = torch.zeros(0, dtype=torch.float64)
 SITES = tuple(
     NormSite(f"n{at}", f"x{at}", NormKind.LAYER, path, 2, 8, True, None, at) for at, path in enumerate(_PATHS)
 )
-FITS = {
-    f"n{at}": NormFit(f"n{at}", 9, 0, score, 1.0, 1.0, _NOTHING, _NOTHING, _NOTHING) for at, score in enumerate(_SCORES)
-}
+FITS = {f"n{at}": NormFit(f"n{at}", 9, 0, score, 1.0, 1.0, *[_NOTHING] * 4) for at, score in enumerate(_SCORES)}
 SCORES = {name: fit.score for name, fit in FITS.items()}
 
 
