@@ -121,7 +121,7 @@ def with_nan() -> Any:
         ({"patches": patches(64, 5, 6).astype(int)}, "'patches' is int64, but the model takes float32"),
         ({"patches": patches(64, 5, 6), "labels": patches(63)}, "arrays of different length: patches 64, labels 63"),
         ({"patches": patches(0, 5, 6)}, "other.npz holds no samples"),
-        ({"patches": patches(1, 5, 6)}, "other.npz has no batch to choose the best state by"),
+        ({"patches": patches(1, 5, 6)}, "other.npz has no batch to hold out"),
         ({}, "other.npz holds no arrays"),
     ],
 )
