@@ -70,13 +70,14 @@ def parted(
     Raises:
         UserError: no batches for either, or one that cannot be parted.
     """
+    has_one = len(batches) > 0
     if held_out is None and len(batches) == 1 and axis is not None:
         batches = _parts(batches[0], axis)
     if held_out is None:
         count = max(1, len(batches) // 4)
         batches, held_out = batches[:-count], batches[-count:]
     if not batches or not held_out:
-        given = "there is a single batch for calibration, which cannot be parted" if batches else "there is no batch"
+        given = "there is a single batch for calibration, which cannot be parted" if has_one else "there is no batch"
         takes = "" if axis is None else f"; the model takes {axis} samples at a time"
         raise UserError(
             "a fit needs samples to be judged by, beside those that it is fitted to",

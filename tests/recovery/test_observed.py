@@ -39,7 +39,14 @@ def test_both_parts_are_what_the_model_takes() -> None:
 def test_a_batch_that_cannot_be_parted_is_refused(samples: int, axis: BatchAxis | None) -> None:
     with pytest.raises(UserError, match="a fit needs samples to be judged by") as caught:
         parted([numbered(0, samples)], None, axis)
+    assert "a single batch for calibration, which cannot be parted" in str(caught.value)
     assert "--recover distill" in caught.value.hint
+
+
+def test_no_batch_at_all_is_told_as_that() -> None:
+    with pytest.raises(UserError, match="a fit needs samples to be judged by") as caught:
+        parted([], None, BatchAxis(1, None))
+    assert "there is no batch" in str(caught.value)
 
 
 def test_layers_are_refitted_on_one_batch() -> None:
