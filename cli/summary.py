@@ -38,8 +38,8 @@ def explain_headline(report: Report, model: str) -> str:
 def adaptation_lines(found: StoredAdaptation) -> list[str]:
     """How a stored model was made of another, and how far it is from that one."""
     whose = f", {found.swapped} of {counted(found.norms, 'norm')} replaced" if found.norms else ""
-    lines = [f"adapted: {found.method}{whose}; not the function of its original"]
-    where = f"on {counted(found.held_out, 'sample')} of {found.data} that were held out"
+    lines = [f"adapted on {found.data}: {found.method}{whose}; not the function of its original"]
+    where = f"on {counted(found.held_out, 'held-out sample')}"
     for one in found.agreement:
         same = "" if one.top1 is None else f", same largest element {one.top1:.2%}"
         figures = f"cosine {one.cosine:.4f}, relative error {one.relative_error:.4f}{same}"
