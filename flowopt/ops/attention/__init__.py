@@ -1,0 +1,15 @@
+"""Attention without the matrix of all scores: modules that take the place of softmax attention."""
+
+from flowopt.ops.attention.in_place_of_softmax import InPlaceOfSoftmax
+from flowopt.ops.attention.linear_form import AttentionShape, LinearForm
+from flowopt.ops.attention.linearizations import LINEARIZATIONS, linearization
+from flowopt.ops.attention.mean_attention import MeanAttention
+
+__all__ = [
+    "LINEARIZATIONS",
+    "AttentionShape",
+    "InPlaceOfSoftmax",
+    "LinearForm",
+    "MeanAttention",
+    "linearization",
+]
