@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from flowopt.analysis.attention_call import AttentionCall, attention_call
-from flowopt.ir.metadata import module_path, recorded_tensor, source_line, static_size
+from flowopt.ir.metadata import module_path, recorded_tensor
 from flowopt.ops.attention.linear_form import AttentionShape
 from flowopt.report.sites import Refusal
 
