@@ -1,11 +1,9 @@
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as attend
 
 import flowopt
 from flowopt.analysis.attention_sites import attention_sites
 from flowopt.ops.attention import AttentionShape
-from flowopt.program.program import Program
 from tests.passes.programs import normal
 
 Q, K, V = normal(2, 4, 6, 8), normal(2, 4, 5, 8, seed=1), normal(2, 4, 5, 3, seed=2)
