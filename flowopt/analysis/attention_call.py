@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from flowopt.ir.metadata import static_size
-
 _aten = torch.ops.aten
 ATTENTION = _aten.scaled_dot_product_attention.default
 
@@ -22,7 +20,8 @@ class AttentionCall:
         mask: what hides keys or is added to the scores; None without one.
         dropout: probability.
         is_causal: by flag.
-        scale: as given; None stands for 1 / sqrt(D).
+        scale: as given; None stands for 1 / sqrt(D), and for one that is computed.
+        has_number_scale: the scale is not computed at run time.
         enable_gqa: whether keys and values of fewer heads are repeated.
     """
 
@@ -34,15 +33,8 @@ class AttentionCall:
     dropout: float
     is_causal: bool
     scale: float | None
+    has_number_scale: bool
     enable_gqa: bool
-
-    @property
-    def factor(self) -> float | None:
-        """What the scores are multiplied with; None where it follows from a free number of features."""
-        if self.scale is not None:
-            return self.scale
-        features = static_size(self.query, -1)
-        return features**-0.5 if features else None
 
 
 def attention_call(node: fx.Node) -> AttentionCall | None:
@@ -60,6 +52,7 @@ def attention_call(node: fx.Node) -> AttentionCall | None:
         mask=given.get("attn_mask"),
         dropout=float(given.get("dropout_p", 0.0)),
         is_causal=bool(given.get("is_causal", False)),
-        scale=None if scale is None else float(scale),
+        scale=float(scale) if isinstance(scale, (int, float)) else None,
+        has_number_scale=not isinstance(scale, fx.Node),
         enable_gqa=bool(given.get("enable_gqa", False)),
     )
