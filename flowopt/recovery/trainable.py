@@ -104,6 +104,11 @@ class Trainable(nn.Module):
         """Names of the leaves in place that stand for norms: those that read one value."""
         return frozenset(name for name in self.active if isinstance(self._sources[name], str))
 
+    @property
+    def attentions(self) -> frozenset[str]:
+        """Names of the leaves in place that stand for attention: those that read several."""
+        return self.active - self.norms
+
     def sources(self, name: str) -> tuple[str, ...]:
         """Names of the values that a leaf reads."""
         return sources_of(self._sources[name])
