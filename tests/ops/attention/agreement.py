@@ -1,11 +1,13 @@
 """What every stand-in for softmax attention promises, measured."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from flowopt.errors import UserError
 from flowopt.ops.attention import AttentionShape, linearization
 from flowopt.ops.attention.linear_form import Form
 from tests.ops.attention.random_attention import attention_shape, random_attention, random_tokens
@@ -21,16 +23,29 @@ def largest_difference(one: Tensor, other: Tensor) -> float:
     return difference if difference == difference else float("inf")
 
 
+def forms_of(name: str) -> tuple[Form, ...]:
+    """The causal forms that a stand-in has: one whose state would grow with the sequence refuses to be recurrent."""
+    found = []
+    for form in FORMS:
+        with contextlib.suppress(UserError):
+            random_attention(name, attention_shape(True), form)
+            found.append(form)
+    return tuple(found)
+
+
 @torch.no_grad()
 def form_difference(name: str, length: int) -> float:
-    """Largest difference of the causal forms, and of ``step`` after ``step``, on a sequence with a random mask."""
+    """Largest difference of the causal forms, with and without a random mask, and of one step after the other."""
     tokens = random_tokens(length, length)
     mask = torch.rand(2, 1, 1, length, generator=torch.Generator().manual_seed(length)) < 0.7
-    made = {form: random_attention(name, attention_shape(True), form) for form in FORMS}
+    forms = forms_of(name)
+    made = {form: random_attention(name, attention_shape(True), form) for form in forms}
     differences = []
     for given in (None, mask):
         first = made["parallel"](*tokens, given)
-        differences += [largest_difference(first, made[form](*tokens, given)) for form in FORMS[1:]]
+        differences += [largest_difference(first, made[form](*tokens, given)) for form in forms[1:]]
+    if "recurrent" not in forms:
+        return max(differences)
     state, steps = made["chunked"].initial_state(tokens[0]), []
     for i in range(length):
         query, key, value = (x[:, :, i : i + 1] for x in tokens)
@@ -50,10 +65,11 @@ def causal_leak(name: str, form: Form, length: int = 130, past: int = 70) -> flo
 
 
 @torch.no_grad()
-def padding_difference(name: str, shape: AttentionShape, form: Form, side: Side) -> float:
+def padding_difference(name: str, shape: AttentionShape, form: Form, side: Side, padding: int = 33) -> float:
     """Largest difference of padded and truncated sequences, at their real tokens."""
     module = random_attention(name, shape, form)
-    real, padded = 37, 70
+    real = 37
+    padded = real + padding
     rows = slice(0, real) if side == "right" else slice(padded - real, padded)
     wide = random_tokens(4, padded)
     mask = torch.zeros(1, 1, 1, padded, dtype=torch.bool)

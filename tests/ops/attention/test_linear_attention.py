@@ -13,6 +13,7 @@ from tests.ops.attention.agreement import (
     Side,
     causal_leak,
     form_difference,
+    forms_of,
     half_difference,
     largest_difference,
     padding_difference,
@@ -22,6 +23,11 @@ from tests.ops.attention.random_attention import attention_shape, random_attenti
 NORMALISED = ("elu", "relu", "favor", "cosformer", "hedgehog", "t2r")
 NAMES = ("mean", *NORMALISED, "flow")
 WITHOUT_POSITIONS = tuple(name for name in NAMES if name != "cosformer")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_form_is_there(name: str) -> None:
+    assert forms_of(name) == FORMS
 
 
 @pytest.mark.parametrize("name", NAMES)
