@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -131,9 +132,7 @@ def _leaf(program: Program, site: AttentionSite, choice: LinearChoice, seed: int
     """A stand-in in the dtype that it computes in; what it draws follows from the seed and the place."""
     query = recorded_tensor(program.node(site.query))
     assert query is not None, "a site without recorded shapes is refused"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + site.position)
-        leaf = InPlaceOfSoftmax(choice.made(site.shape))
+    leaf = InPlaceOfSoftmax(choice.made(site.shape, seed=seed + site.position))
     return leaf.to(torch.promote_types(query.dtype, torch.float32)).eval()
 
 
@@ -156,7 +155,7 @@ def _speeds(
         assert isinstance(dtype, torch.dtype)
         lengths = {min(judged_length(site, choice), _LONGEST) for site in group}
         speed = attention_speed(
-            choice.made,
+            partial(choice.made, seed=0),
             group[0].shape,
             key_heads=group[0].key_heads,
             dtype=dtype,

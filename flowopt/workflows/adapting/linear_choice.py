@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from flowopt.errors import UserError
 from flowopt.nearest import nearest
 from flowopt.ops.attention.linear_form import AttentionShape, LinearForm
@@ -51,16 +53,18 @@ class LinearChoice:
             raise UserError(f"keep_by={self.keep_by!r} is not known", hint=nearest(self.keep_by, known))
         if self.length is not None and self.length < 2:
             raise UserError(f"length={self.length} is no length of a sequence", hint="2 or more")
-        self.made(AttentionShape(heads=1, head_dim=4, value_dim=4, is_causal=False, scale=0.5))
+        self.made(AttentionShape(heads=1, head_dim=4, value_dim=4, is_causal=False, scale=0.5), seed=0)
 
-    def made(self, shape: AttentionShape) -> LinearForm:
-        """A stand-in for an attention.
+    def made(self, shape: AttentionShape, *, seed: int) -> LinearForm:
+        """A stand-in for an attention; what it draws follows from the seed, and nobody else draws otherwise for it.
 
         Raises:
             UserError: an option that it does not take.
         """
         try:
-            return linearization(self.to)(shape, **self.options)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return linearization(self.to)(shape, **self.options)
         except TypeError as error:
             given = ", ".join(f"{name}={value}" for name, value in self.options.items())
             raise UserError(f"{self.to} does not take these options: {given}", why=str(error)) from error

@@ -56,12 +56,8 @@ def test_above_the_crossover_every_layer_is_replaced() -> None:
     found = decided()
     assert decisions(found) == ["swapped"] * 5
     first = found[0]
-    assert (first.length, first.crossover, first.reason) == (1024, pytest.approx(512.0), "")
-    assert (first.softmax_ms, first.linear_ms, first.is_extrapolated) == (
-        pytest.approx(16.0),
-        pytest.approx(8.0),
-        False,
-    )
+    assert (first.length, first.reason, first.is_extrapolated) == (1024, "", False)
+    assert (first.crossover, first.softmax_ms, first.linear_ms) == pytest.approx((512.0, 16.0, 8.0))
     assert (first.zero_shot_error, first.mean_error, first.entropy, first.effect) == (0.5, 0.6, 0.9, None)
     assert (first.heads, first.key_heads, first.head_dim, first.is_causal, first.module) == (4, 2, 8, True, "layer.0")
 

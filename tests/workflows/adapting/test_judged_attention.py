@@ -47,10 +47,11 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def judged(program: Program, arrays: dict[str, Tensor], padding: str = "auto", **choice: Any) -> JudgedAttention:
+    given: dict[str, Any] = {"to": "elu", "calibration": 2} | choice
     return judged_attention(
         program,
         open_data(arrays, program.interface, batch_size=4, held_out=0.25),
-        LinearChoice(**({"to": "elu", "calibration": 2} | choice)),
+        LinearChoice(**given),
         padding=padding,
         target="cpu",
         arch=None,
@@ -67,7 +68,8 @@ def test_every_attention_is_measured_timed_and_chosen(timed: list[dict[str, Any]
     assert found.chosen == found.sites and found.padding is None and found.notes == ()
     assert list(found.leaves) == [site.name for site in found.sites]
     for record in found.records:
-        assert (record.length, record.heads, record.crossover) == (TOKENS, HEADS, pytest.approx(4.0))
+        assert (record.length, record.heads) == (TOKENS, HEADS)
+        assert record.crossover == pytest.approx(4.0)
         assert record.mean_error is not None and 0 < record.mean_error < 1
         assert record.entropy is not None and 0.5 < record.entropy < 1
         assert record.zero_shot_error is not None and record.effect is None
