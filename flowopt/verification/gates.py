@@ -35,6 +35,7 @@ def compare(
     limits: Limits = MODEL_LIMITS,
     detailed: bool = True,
     skip_weak_rows: bool = False,
+    scatter: Tensor | None = None,
 ) -> Comparison:
     """Put a candidate's output through every gate.
 
@@ -49,6 +50,7 @@ def compare(
         detailed: figures beyond the ratio too.
         skip_weak_rows: leave out rows in which the original itself is so far off that a check says too little: at a
             site and on stressed weights nobody asked for those numbers.
+        scatter: float64's own error where it was measured, as ``float64_scatter`` gives it.
     """
     original = evidence.original
     if candidate.shape != original.shape or candidate.dtype != original.dtype:
@@ -63,7 +65,7 @@ def compare(
     evidence = _without_weak_rows(evidence) if skip_weak_rows else evidence
     twin_error = None
     if twin is not None:
-        twin_error, twin_findings = twin_gate(output, case, evidence, as_real(wanted), twin, limits)
+        twin_error, twin_findings = twin_gate(output, case, evidence, as_real(wanted), twin, limits, scatter)
         findings += twin_findings
     figures, ratio_findings = ratio_gate(output, case, evidence, candidate, twin_error, limits, detailed=detailed)
     return Comparison(figures, (*findings, *ratio_findings))

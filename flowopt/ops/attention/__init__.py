@@ -1,6 +1,8 @@
 """Attention without the matrix of all scores: modules that take the place of softmax attention."""
 
+from flowopt.ops.attention.feature_map import FeatureMap
 from flowopt.ops.attention.in_place_of_softmax import InPlaceOfSoftmax
+from flowopt.ops.attention.linear_attention import LinearAttention
 from flowopt.ops.attention.linear_form import AttentionShape, LinearForm
 from flowopt.ops.attention.linearizations import LINEARIZATIONS, linearization
 from flowopt.ops.attention.mean_attention import MeanAttention
@@ -8,7 +10,9 @@ from flowopt.ops.attention.mean_attention import MeanAttention
 __all__ = [
     "LINEARIZATIONS",
     "AttentionShape",
+    "FeatureMap",
     "InPlaceOfSoftmax",
+    "LinearAttention",
     "LinearForm",
     "MeanAttention",
     "linearization",
