@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def in_chunks(x: Tensor, chunk: int) -> Tensor:
+def cut(x: Tensor, chunk: int) -> Tensor:
     """(B, H, L, D) as (B, H, chunks, chunk, D), with zeros behind the last token.
 
     The last chunk is all zeros, so that there are always two: torch.export proves nothing of sizes that may be 1.
@@ -15,8 +15,8 @@ def in_chunks(x: Tensor, chunk: int) -> Tensor:
     return padded.unflatten(2, (_chunks(length, chunk), chunk))
 
 
-def in_sequence(x: Tensor, length: int) -> Tensor:
-    """What ``in_chunks`` was given."""
+def joined(x: Tensor, length: int) -> Tensor:
+    """What ``cut`` was given."""
     # A slice has an end, which torch.export would have to prove to be inside.
     return x.flatten(2, 3).index_select(2, torch.arange(length, device=x.device))
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowopt.errors import UserError
-from flowopt.ops.attention._neighbourhood import counted, divided, in_chunks, in_sequence, peaked, real_tokens
+from flowopt.ops.attention._neighbourhood import counted, cut, divided, joined, peaked, real_tokens
 from flowopt.ops.attention.linear_form import AttentionShape, Form, LinearForm, State
 
 # As published: what is forgotten per token is sigmoid(0)^(1/16).
@@ -61,13 +61,13 @@ class ChunkHybridAttention(LinearForm):
             )
         real = real_tokens(key, key_mask)
         weighed = counted(value, real)
-        queries, keys, values = (in_chunks(x.to(real.dtype), self.chunk) for x in (query, key, weighed))
+        queries, keys, values = (cut(x.to(real.dtype), self.chunk) for x in (query, key, weighed))
         if self.form == "parallel":
             made = self._pairs(queries, keys, values)
         else:
             states = self._states(_outer(keys, values))
             made = self._inside(queries, keys, values, self._visible(queries)) + self._across(queries) @ states
-        return in_sequence(made, query.shape[-2]).to(value.dtype)
+        return joined(made, query.shape[-2]).to(value.dtype)
 
     def _states(self, outer: Tensor) -> Tensor:
         """The state before each chunk, out of what each adds: (B, H, chunks, D, M)."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flowopt.errors import UserError
-from flowopt.ops.attention._neighbourhood import counted, divided, in_chunks, in_sequence, peaked, real_tokens
+from flowopt.ops.attention._neighbourhood import counted, cut, divided, joined, peaked, real_tokens
 from flowopt.ops.attention.linear_form import AttentionShape, Form, LinearForm, State
 
 
@@ -56,10 +56,10 @@ class CombinerAttention(LinearForm):
                 hint="only self-attention has this form",
             )
         real = real_tokens(key, key_mask)
-        queries, keys = (in_chunks(x.to(real.dtype), self.chunk) for x in (query, key))
-        values = in_chunks(counted(value, real), self.chunk)
+        queries, keys = (cut(x.to(real.dtype), self.chunk) for x in (query, key))
+        values = cut(counted(value, real), self.chunk)
         made = self._attended(queries, keys, values)
-        return divided(in_sequence(made, query.shape[-2])).to(value.dtype)
+        return divided(joined(made, query.shape[-2])).to(value.dtype)
 
     def _attended(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         rows, chunk = queries.shape[2], self.chunk

@@ -8,15 +8,16 @@ from torch import Tensor, nn
 from flowopt.errors import UserError
 from flowopt.ops.attention._neighbourhood import (
     counted,
+    cut,
     divided,
-    in_chunks,
-    in_sequence,
+    joined,
     peaked,
     real_tokens,
     summed_before,
     summed_behind,
     with_neighbours,
 )
+from flowopt.ops.attention.hedgehog_features import HedgehogFeatures
 from flowopt.ops.attention.linear_form import AttentionShape, Form, LinearForm, State
 
 # sigmoid of it is 0.1.
@@ -35,7 +36,7 @@ class HybridWindowAttention(LinearForm):
     """Softmax over a window together with Hedgehog features beyond it.
 
         near_ij = g exp(s_ij - max of s_i over the window), s = scale q k^T, g = sigmoid(gate)
-        far_ij = phi_q(q_i) phi_k(k_j), phi(x) = [softmax(x W), softmax(-x W)]
+        far_ij = phi_q(q_i) phi_k(k_j), phi of Hedgehog
         y_i = sum_j (near_ij + far_ij) v_j / sum_j (near_ij + far_ij)
 
     A key is near where 0 <= i - j < window (causal) or |i - j| < window, and far where attention sees it otherwise.
@@ -50,7 +51,7 @@ class HybridWindowAttention(LinearForm):
 
     Attributes:
         gate: (H, 1, 1), the logit of the softmax part, -2.197 at first, which is a tenth.
-        query_map, key_map: (H, D, D), W of either side, the identity at first.
+        feature_map: phi, of q and k multiplied by the root of the softmax's scale.
 
     Raises:
         UserError: the window holds no key, attention is to be recurrent and is not causal, or L is not S.
@@ -64,8 +65,7 @@ class HybridWindowAttention(LinearForm):
             raise UserError(f"window={window} must be at least 1: a query's own key is in its window.")
         self.shape, self.form, self.chunk, self.window = shape, form, chunk, window
         self.gate = nn.Parameter(torch.full((shape.heads, 1, 1), _GATE))
-        self.query_map = nn.Parameter(torch.eye(shape.head_dim).repeat(shape.heads, 1, 1))
-        self.key_map = nn.Parameter(torch.eye(shape.head_dim).repeat(shape.heads, 1, 1))
+        self.feature_map = HedgehogFeatures(shape)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
         if query.shape[-2] != key.shape[-2]:
@@ -87,8 +87,8 @@ class HybridWindowAttention(LinearForm):
         chunk = self.chunk
         before = (self.window + chunk - 2) // chunk
         behind = 0 if self.shape.is_causal else before
-        queries, keys = (_Tokens(in_chunks(x.vectors, chunk), in_chunks(x.features, chunk)) for x in (query, key))
-        values = in_chunks(weighed, chunk)
+        queries, keys = (_Tokens(cut(x.vectors, chunk), cut(x.features, chunk)) for x in (query, key))
+        values = cut(weighed, chunk)
         inside = torch.arange(chunk, device=weighed.device)
         around = torch.arange((before + 1 + behind) * chunk, device=weighed.device) - before * chunk
         near, far = self._seen(inside[:, None] - around)
@@ -99,7 +99,7 @@ class HybridWindowAttention(LinearForm):
         if not self.shape.is_causal:
             beyond = beyond + summed_behind(sums, behind + 1)
         total = self._weights(queries, near_keys, near_values, near, far) @ near_values + queries.features @ beyond
-        return in_sequence(total, weighed.shape[2])
+        return joined(total, weighed.shape[2])
 
     def _recurrent(self, query: _Tokens, key: _Tokens, weighed: Tensor) -> Tensor:
         state, made = self.initial_state(weighed), []
@@ -137,11 +137,16 @@ class HybridWindowAttention(LinearForm):
         near = gate * peaked(scores, values[..., -1:].transpose(-1, -2) > 0)
         total = near @ values + query.features @ state[2]
         # A slot that was never filled has values of zero, and adds nothing when it leaves.
-        gone = _features(keys[:, :, :1], self.key_map).transpose(-1, -2) @ values[:, :, :1]
+        gone = self._key_features(keys[:, :, :1]).transpose(-1, -2) @ values[:, :, :1]
         return total, (keys[:, :, 1:], values[:, :, 1:], state[2] + gone)
 
     def _with_features(self, query: Tensor, key: Tensor) -> tuple[_Tokens, _Tokens]:
-        return _Tokens(query, _features(query, self.query_map)), _Tokens(key, _features(key, self.key_map))
+        # Hedgehog's features are of no position.
+        features = self.feature_map.query_features(query * self.shape.scale**0.5, query[..., :1])
+        return _Tokens(query, features), _Tokens(key, self._key_features(key))
+
+    def _key_features(self, key: Tensor) -> Tensor:
+        return self.feature_map.key_features(key * self.shape.scale**0.5, key[..., :1])
 
     def _seen(self, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Which keys are near and which are far, by query position less key position."""
@@ -157,8 +162,3 @@ class HybridWindowAttention(LinearForm):
         linear = query.features @ key.features.transpose(-1, -2)
         placed = gate if scores.dim() == 4 else gate[:, None]
         return placed * peaked(scores, near & real) + linear * far
-
-
-def _features(x: Tensor, weight: Tensor) -> Tensor:
-    y = x @ weight.to(x.dtype)
-    return torch.cat([y.softmax(-1), (-y).softmax(-1)], -1)
