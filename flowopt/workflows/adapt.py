@@ -152,9 +152,7 @@ def adapt(
     }
     require_options(method, of_attention, of="linearize")
     options = dict(attention or {})
-    linear = LinearChoice(
-        linearize or "", layers, keep_softmax, keep_by, length, force, calibration, dry_run, options
-    )
+    linear = LinearChoice(linearize or "", layers, keep_softmax, keep_by, length, force, calibration, dry_run, options)
     if linearize is not None:
         linear.require_known()
     if wanted.backend == "tvm" and not dry_run:
