@@ -30,6 +30,8 @@ _SHAPE_ONLY = {
 _MOST_NODES = 400
 # A matrix of this many positions squared is still evaluated in a second.
 _LONGEST = 8192
+# The ends of slices and the lowest numbers of dtypes are no ids.
+_BEYOND_ANY_ID = 2**31
 _PATTERNS = ("right", "left", "holes")
 _MOST_FLIPPED = 3
 
@@ -148,9 +150,14 @@ def _constants(nodes: Iterable[fx.Node]) -> tuple[int, ...]:
         is_pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
         value = recorded_tensor(node)
         if is_pointwise and value is not None and not value.is_floating_point():
-            numbers = [a for a in node.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
-            found |= {abs(int(a)) for a in numbers if a == a and abs(a) < 2**31 and a == int(a)}
+            found |= {abs(number) for number in _whole_numbers(node)}
     return tuple(sorted(c for c in found if c >= 2))
+
+
+def _whole_numbers(node: fx.Node) -> set[int]:
+    """Those among the operator's arguments."""
+    numbers = [a for a in node.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
+    return {int(a) for a in numbers if abs(a) < _BEYOND_ANY_ID and a == int(a)}
 
 
 def _others(dims: Sequence[HasSize]) -> dict[str, int]:
@@ -274,7 +281,7 @@ class _Feed:
         found: set[int] = set()
         for node in _needed(self._source.mask):
             if _depends(node, self._source.inputs):
-                found |= {int(a) for a in node.args if type(a) in (int, float) and a == a and abs(a) < 2**31}
+                found |= _whole_numbers(node)
         return torch.tensor(sorted(found), dtype=torch.long)
 
     def _shown(self, shape: tuple[int, ...], pattern: str) -> Tensor:

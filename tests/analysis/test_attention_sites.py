@@ -1,3 +1,5 @@
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as attend
 
@@ -10,7 +12,7 @@ Q, K, V = normal(2, 4, 6, 8), normal(2, 4, 5, 8, seed=1), normal(2, 4, 5, 3, see
 
 
 class Attention(nn.Module):
-    def __init__(self, **options: object) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
         self.options = options
 
