@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from flowopt.errors import CaptureError
 from flowopt.ir.metadata import recorded_tensor
 from flowopt.ir.quiet import quiet
+from flowopt.program.capture import in_eval_mode
 from flowopt.program.from_exported import program_from_exported
 from flowopt.program.program import Program, Provenance
 
 
 def capture_freely(module: nn.Module, inputs: Mapping[str, Tensor], free: Mapping[str, Collection[int]]) -> Program:
-    """A module in eval mode as a program whose free axes have no names and no ranges.
+    """A module as it is in eval mode, as a program whose free axes have no names and no ranges.
 
     ``torch.export`` proves for ``capture`` that a graph holds for all sizes of a range, and gives up where it cannot:
     at lengths that are filled up to whole chunks. Here it may note any range; the graph is for a program that
@@ -31,7 +32,7 @@ def capture_freely(module: nn.Module, inputs: Mapping[str, Tensor], free: Mappin
     shapes = {name: dict.fromkeys(free.get(name, ()), torch.export.Dim.AUTO) for name in inputs}
     source = f"{type(module).__module__}.{type(module).__qualname__}"
     given = {name: tensor.detach() for name, tensor in inputs.items()}
-    with quiet():
+    with quiet(), in_eval_mode(module):
         exported = torch.export.export(module, (), given, dynamic_shapes=shapes, strict=False)
         exported = exported.run_decompositions({})
     program = program_from_exported(exported, {}, Provenance(source, torch.__version__))
