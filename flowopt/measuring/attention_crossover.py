@@ -11,14 +11,10 @@ from itertools import pairwise
 from math import exp, log
 from typing import Any, final
 
-from flowopt.measuring.bursts import burst
 from flowopt.measuring.rounds import alternated
-from flowopt.measuring.statistics import timing
 
 SOFTMAX = "softmax"
 LINEAR = "linear"
-# Of one call, from which a burst is a single one.
-_SLOW = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +37,7 @@ class Crossover:
 
     Attributes:
         lengths: that were timed, two or more, rising.
-        softmax_ms: median milliseconds of one call at each length.
+        softmax_ms: milliseconds of one call at each length.
         linear_ms: of the stand-in.
     """
 
@@ -85,6 +81,8 @@ def measured_crossover(
 ) -> Crossover:
     """Time softmax attention and its stand-in, length by length, each length by turns.
 
+    The best call counts: it is the one that other work on the machine disturbed least.
+
     Args:
         runs: under ``SOFTMAX`` and ``LINEAR``: what makes one call of a length.
         lengths: two or more; longer ones are left out once the next would exceed the budget, after the first two.
@@ -94,44 +92,54 @@ def measured_crossover(
         on_progress: gets one line per length.
     """
     timed: list[int] = []
-    medians: dict[str, list[float]] = {SOFTMAX: [], LINEAR: []}
+    best: dict[str, list[float]] = {SOFTMAX: [], LINEAR: []}
     started = time.monotonic()
     for length in sorted(set(lengths)):
         left = budget_seconds - (time.monotonic() - started)
-        if len(timed) > 1 and _expected(timed, medians, length, rounds, burst_seconds) > left:
+        if len(timed) > 1 and _expected(timed, best, length, rounds, burst_seconds) > left:
             break
         on_progress(f"timing attention at length {length}")
         workers = {name: _Here(run(length)) for name, run in runs.items()}
         found = alternated(workers, rounds, burst_seconds, {})
         timed.append(length)
         for name, bursts in found.items():
-            medians[name].append(1e3 * timing(bursts).median)
-    return Crossover(tuple(timed), tuple(medians[SOFTMAX]), tuple(medians[LINEAR]))
+            best[name].append(1e3 * min(map(min, bursts)))
+    return Crossover(tuple(timed), tuple(best[SOFTMAX]), tuple(best[LINEAR]))
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Here:
-    """A call that is timed in this process."""
+    """A call that is timed in this process: as often as fits into a burst, but once at least."""
 
     run: Callable[[], Any]
 
     def burst(self, seconds: float) -> list[float]:
-        return burst(self.run, seconds)
+        times: list[float] = []
+        while not times or sum(times) < seconds:
+            started = time.perf_counter()
+            self.run()
+            times.append(time.perf_counter() - started)
+        return times
 
 
 def _expected(
-    timed: Sequence[int], medians: Mapping[str, Sequence[float]], length: int, rounds: int, burst_seconds: float
+    timed: Sequence[int], best: Mapping[str, Sequence[float]], length: int, rounds: int, burst_seconds: float
 ) -> float:
-    """Seconds that a length will take, at most; a burst of slow calls is one of them, one of others six or more."""
-    slowest = max(known[-1] for known in medians.values()) / 1e3 * (length / timed[-1]) ** 2
-    one = slowest if slowest > _SLOW else 2 * burst_seconds + 6 * slowest
-    return rounds * len(medians) * one
+    """Seconds that a length will take, at most, where the slower one goes with the square of the length."""
+    slowest = max(known[-1] for known in best.values()) / 1e3 * (length / timed[-1]) ** 2
+    return rounds * len(best) * (burst_seconds + slowest)
 
 
 def _at(lengths: Sequence[int], times: Sequence[float], length: int) -> float:
-    """The power of the length through the neighbours, or through the last two on that side."""
-    pairs = list(pairwise(zip(lengths, times, strict=True)))
-    (left, before), (right, after) = next((pair for pair in pairs if length <= pair[1][0]), pairs[-1])
-    power = log(after / before) / log(right / left)
-    return before * exp(power * log(length / left))
+    """The power of the length through the neighbours; outside, that of the last two, where it is one of attention's."""
+    points = list(zip(lengths, times, strict=True))
+    before, after = next((pair for pair in pairwise(points) if length <= pair[1][0]), points[-2:])
+    power = log(after[1] / before[1]) / log(after[0] / before[0])
+    if length < before[0]:
+        power = min(max(power, 0.0), 2.0)
+    origin = before
+    if length > after[0]:
+        # Attention is neither below linear nor above quadratic; times that disturbance made may be.
+        power, origin = min(max(power, 1.0), 2.0), after
+    return origin[1] * exp(power * log(length / origin[0]))

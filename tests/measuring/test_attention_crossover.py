@@ -46,6 +46,14 @@ def test_times_at_a_length_that_was_timed_are_those() -> None:
     assert not found.is_extrapolated
 
 
+def test_beyond_the_lengths_that_were_timed_no_power_is_one_that_attention_cannot_have() -> None:
+    found = Crossover((256, 512), (1.0, 64.0), (8.0, 1.0))
+    above, below = found.milliseconds(1024), found.milliseconds(128)
+    # 64 times in one doubling is a disturbance: quadratic at most, linear at least; below no slower than at the first.
+    assert (above.softmax, above.linear) == pytest.approx((256.0, 2.0))
+    assert (below.softmax, below.linear) == pytest.approx((0.25, 8.0))
+
+
 class Clock:
     """Time that passes only while something is called."""
 
@@ -84,7 +92,7 @@ def test_every_length_is_timed_by_turns(clock: Clock) -> None:
     assert found.linear_ms == pytest.approx([7e-3 * n for n in LENGTHS])
     assert found.length == pytest.approx(700.0)
     turns = [name for (name, length), _ in itertools.groupby(clock.calls) if length == 256]
-    # Ten bursts; rounds that turn let one of them run twice in a row.
+    # Five bursts of each; rounds that turn let one of them run twice in a row.
     assert turns.count(SOFTMAX) >= 3 and turns.count(LINEAR) >= 3
 
 
@@ -94,6 +102,23 @@ def test_lengths_beyond_the_budget_are_left_out_but_never_the_first_two(clock: C
     found = measured(clock, budget=3.0)
     assert 2 < len(found.lengths) < len(LENGTHS)
     assert clock.now <= 3.0
+
+
+def test_the_best_call_counts(clock: Clock) -> None:
+    slow = iter([9.0, 0.5, 7.0, 3.0, 2.0])
+
+    def disturbed(length: int) -> Callable[[], None]:
+        def call() -> None:
+            clock.now += next(slow) * (2.0 if length == 2 else 1.0)
+
+        return call
+
+    runs = {SOFTMAX: disturbed, LINEAR: clock.runs(LINEAR, 1, 1.0)}
+    with pytest.raises(StopIteration):
+        # Five calls of the first length, and none is left for the second.
+        measured_crossover(runs, (1, 2), budget_seconds=60.0)
+    slow = iter([9.0, 0.5, 7.0, 3.0, 2.0] * 2)
+    assert measured_crossover(runs, (1, 2), budget_seconds=60.0).softmax_ms == pytest.approx((500.0, 1000.0))
 
 
 def test_lengths_are_timed_once_each_and_rising(clock: Clock) -> None:

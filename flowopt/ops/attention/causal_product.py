@@ -1,6 +1,6 @@
 """Causal linear attention before its normalisation."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowopt.ops.attention.in_chunks import in_chunks
 from flowopt.ops.attention.prefix_state import prefix_state
@@ -20,7 +20,10 @@ def causal_product(query: Tensor, key: Tensor, value: Tensor, chunk: int | None)
     """
     if chunk is None:
         return (query @ key.transpose(-1, -2)).tril() @ value
+    batch, heads, length, _ = query.shape
     q, k, v = (in_chunks(x, chunk) for x in (query, key, value))
     within = (q @ k.transpose(-1, -2)).tril() @ v
-    y = within + q @ prefix_state(k, v)
-    return y.flatten(2, 3)[:, :, : query.shape[2]]
+    y = within + q @ prefix_state(k, v, batch * heads)
+    y = y.reshape(batch, heads, -1, value.shape[3])
+    # Cropped by a negative pad: of a slice, torch.export asks whether it is whole, and fixes the length by the answer.
+    return nn.functional.pad(y, (0, 0, 0, length - y.shape[2]))

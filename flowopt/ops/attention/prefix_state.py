@@ -3,20 +3,22 @@
 from torch import Tensor, nn
 
 
-def prefix_state(key: Tensor, value: Tensor) -> Tensor:
+def prefix_state(key: Tensor, value: Tensor, sequences: int) -> Tensor:
     """Sum of k_j^T v_j over the chunks before each.
 
-    state[n] = sum over c < n of key[c]^T value[c]
+    state[n] = sum over c < n of key[c]^T value[c], the first one all zero
 
-    The sum of the keys alone comes with a column of ones among the values.
+    Ones for values, (.., C, 1), give the sum of the keys alone.
 
     Args:
-        key: (B, H, N, C, F), features of the keys, 0 where a token is none.
-        value: (B, H, N, C, M).
+        key: (sequences * N, C, F), features of the keys, 0 where a token is none; see ``in_chunks``.
+        value: (sequences * N, C, M).
+        sequences: how many there are, B * H.
 
     Returns:
-        (B, H, N, F, M); all zero for the first chunk.
+        (sequences * N, F, M).
     """
-    until = (key.transpose(-1, -2) @ value).cumsum(2)
+    own = key.transpose(-1, -2) @ value
+    until = own.reshape(sequences, key.shape[0] // sequences, key.shape[2], value.shape[2]).cumsum(1)
     # Moved by a chunk: a sum less its own last term would differ by what that term rounds away, which lies ahead.
-    return nn.functional.pad(until[:, :, :-1], (0, 0, 0, 0, 1, 0))
+    return nn.functional.pad(until, (0, 0, 0, 0, 1, -1)).reshape(key.shape[0], key.shape[2], value.shape[2])
