@@ -38,7 +38,7 @@ def capture_freely(module: nn.Module, inputs: Mapping[str, Tensor], free: Mappin
     program = program_from_exported(exported, {}, Provenance(source, torch.__version__))
     for name, axes in free.items():
         value = recorded_tensor(program.node(name))
-        fixed = [axis for axis in axes if value is not None and isinstance(value.shape[axis], int)]
+        fixed = [axis for axis in axes if value is not None and _is_number(value.shape[axis])]
         if fixed:
             raise CaptureError(
                 f"{source} can be captured for one size of axis {fixed[0]} of {name!r} only",
@@ -46,3 +46,8 @@ def capture_freely(module: nn.Module, inputs: Mapping[str, Tensor], free: Mappin
                 hint="compute with sizes as tensors have them: x.shape[2], not a number",
             )
     return program
+
+
+def _is_number(size: int | torch.SymInt) -> bool:
+    # Export leaves the symbol's place to a number that it has found to be the only one.
+    return isinstance(size, int) or bool(size.node.expr.is_number)
