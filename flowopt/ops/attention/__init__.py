@@ -3,6 +3,7 @@
 from flowopt.ops.attention.chunk_hybrid_attention import ChunkHybridAttention
 from flowopt.ops.attention.combiner_attention import CombinerAttention
 from flowopt.ops.attention.feature_map import FeatureMap
+from flowopt.ops.attention.flow_attention import FlowAttention
 from flowopt.ops.attention.hybrid_window_attention import HybridWindowAttention
 from flowopt.ops.attention.in_place_of_softmax import InPlaceOfSoftmax
 from flowopt.ops.attention.linear_attention import LinearAttention
@@ -16,6 +17,7 @@ __all__ = [
     "ChunkHybridAttention",
     "CombinerAttention",
     "FeatureMap",
+    "FlowAttention",
     "HybridWindowAttention",
     "InPlaceOfSoftmax",
     "LinearAttention",

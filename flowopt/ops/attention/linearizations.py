@@ -7,8 +7,11 @@ from flowopt.errors import UserError
 from flowopt.nearest import nearest
 from flowopt.ops.attention.chunk_hybrid_attention import ChunkHybridAttention
 from flowopt.ops.attention.combiner_attention import CombinerAttention
+from flowopt.ops.attention.cosformer_features import CosformerFeatures
 from flowopt.ops.attention.elu_features import EluFeatures
+from flowopt.ops.attention.favor_features import FavorFeatures
 from flowopt.ops.attention.feature_map import FeatureMap
+from flowopt.ops.attention.flow_attention import FlowAttention
 from flowopt.ops.attention.hedgehog_features import HedgehogFeatures
 from flowopt.ops.attention.hybrid_window_attention import HybridWindowAttention
 from flowopt.ops.attention.linear_attention import LinearAttention
@@ -31,8 +34,11 @@ LINEARIZATIONS: Final[Mapping[str, Callable[..., LinearForm]]] = {
     "mean": MeanAttention,
     "elu": _with_features(EluFeatures),
     "relu": _with_features(ReluFeatures),
+    "favor": _with_features(FavorFeatures),
+    "cosformer": _with_features(CosformerFeatures),
     "hedgehog": _with_features(HedgehogFeatures),
     "t2r": _with_features(T2rFeatures),
+    "flow": FlowAttention,
     "hybrid": HybridWindowAttention,
     "chunk-hybrid": ChunkHybridAttention,
     "combiner": CombinerAttention,
