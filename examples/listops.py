@@ -12,6 +12,7 @@ After ListOps of Nangia and Bowman, arXiv:1804.06028, with less depth and shorte
 
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ FIRST_DIGIT = END + 1
 CLASSES = 10
 LENGTH = 48
 HELD_OUT = 2000
-_TRAINING = 30000
+TRAINING = 30000
 _NO_VALUE = -100
 _ARGUMENTS = (2, 5)
 
@@ -152,18 +153,22 @@ def train(seed: int = 0, steps: int = 2500) -> tuple[ListOps, float]:
         seed: of the initial weights and the batches; the global generator is left as it was.
         steps: of 64 questions each.
     """
-    seen = generate(_TRAINING, seed=2 * seed)
+    seen = training(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ListOps()
         fit(model, seen, steps)
     model.eval()
-    questions = held_out(seed)
-    return model, accuracy(model, questions)
+    return model, accuracy(model, held_out(seed))
+
+
+def training(seed: int = 0) -> Questions:
+    """What ``train`` with this seed sees."""
+    return generate(TRAINING, seed=2 * seed)
 
 
 def held_out(seed: int = 0) -> Questions:
-    """What ``train`` with this seed has not seen, but for the few short questions that two draws have in common."""
+    """What it does not see, but for the few short questions that two draws have in common."""
     return generate(HELD_OUT, seed=2 * seed + 1)
 
 
@@ -177,12 +182,9 @@ def accuracy(model: nn.Module, questions: Questions) -> float:
 def fit(model: ListOps, seen: Questions, steps: int, batch: int = 64) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.1)
-    lengths = (seen.tokens != PAD).sum(1)
     model.train()
-    for chosen in _batches(lengths, steps, batch):
-        longest = int(lengths[chosen].max())
-        values = seen.values[chosen, :longest]
-        logits = model.every_value(seen.tokens[chosen, :longest])
+    for part in _drawn(seen, steps, batch):
+        values, logits = part.values, model.every_value(part.tokens)
         # What inner lists come to is told, too: the answer alone says little of them.
         loss = F.cross_entropy(logits[:, 0], values[:, 0]) + 2 * F.cross_entropy(logits.flatten(0, 1), values.flatten())
         optimizer.zero_grad()
@@ -192,14 +194,24 @@ def fit(model: ListOps, seen: Questions, steps: int, batch: int = 64) -> None:
         schedule.step()
 
 
-def _batches(lengths: Tensor, steps: int, batch: int) -> list[Tensor]:
-    """Positions of the questions of each step; those of a batch are of about one length, which saves padding."""
-    batches: list[Tensor] = []
-    while len(batches) < steps:
-        for group in torch.randperm(len(lengths)).split(20 * batch):
-            parts = group[lengths[group].argsort()].split(batch)
-            batches += [parts[k] for k in torch.randperm(len(parts)).tolist()]
-    return batches[:steps]
+def _drawn(seen: Questions, steps: int, batch: int) -> Iterator[Questions]:
+    drawn = 0
+    while True:
+        for part in batches(seen, batch):
+            yield part
+            drawn += 1
+            if drawn == steps:
+                return
+
+
+def batches(questions: Questions, batch: int = 64) -> Iterator[Questions]:
+    """All questions once in a drawn order, those of a batch of about one length, and cut to it: that saves padding."""
+    lengths = (questions.tokens != PAD).sum(1)
+    for group in torch.randperm(len(lengths)).split(20 * batch):
+        parts = group[lengths[group].argsort()].split(batch)
+        for chosen in (parts[k] for k in torch.randperm(len(parts)).tolist()):
+            longest = int(lengths[chosen].max())
+            yield Questions(questions.tokens[chosen, :longest], questions.values[chosen, :longest])
 
 
 def factory() -> dict[str, object]:

@@ -147,3 +147,11 @@ def test_every_example_is_run_here() -> None:
     parts = ("minilm.py", "minilm_texts.py", "digits_flow.py")
     missing = [p.name for p in EXAMPLES.glob("*.py") if p.name not in parts and f'"{p.name}"' not in text]
     assert not missing
+
+
+@pytest.mark.slow
+def test_linearize_attention(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    output = run(str(EXAMPLES / "linearize_attention.py"), "hedgehog", "0.25", "20", folder=tmp_path)
+    assert "mean-of-values" in output and "\nhedgehog " in output and "\nsoftmax " in output
+    assert (tmp_path / "attention_latency.png").stat().st_size > 5000
