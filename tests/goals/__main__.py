@@ -20,6 +20,7 @@ from tests.goals import (
     alarms,
     bench,
     constants,
+    linear,
     loading,
     mutants,
     norms,
@@ -53,6 +54,7 @@ ROWS = (
     *bench.ROWS,
     *adapt.ROWS,
     *swaps.ROWS,
+    *linear.ROWS,
 )
 _ROOT = Path(__file__).resolve().parents[2]
 _CACHE = _ROOT / ".goals.json"
