@@ -21,6 +21,7 @@ from tests.goals import (
     attention,
     bench,
     constants,
+    linear,
     loading,
     mutants,
     norms,
@@ -55,6 +56,7 @@ ROWS = (
     *adapt.ROWS,
     *attention.ROWS,
     *swaps.ROWS,
+    *linear.ROWS,
 )
 _ROOT = Path(__file__).resolve().parents[2]
 _CACHE = _ROOT / ".goals.json"
