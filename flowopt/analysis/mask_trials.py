@@ -89,15 +89,26 @@ def mask_source(program: Captured, mask: fx.Node) -> MaskSource:
     )
 
 
-def mask_trials(program: Captured, source: MaskSource) -> Iterator[Trial]:
+def polarities(program: Captured, source: MaskSource) -> tuple[frozenset[fx.Node], ...]:
+    """Sets of mask inputs in which ones, not zeros, may stand for padding; none of them comes first."""
+    masks = [n for n in source.inputs if input_role(n, program.example.get(n.name)).kind is Kind.MASK][:_MOST_FLIPPED]
+    choices = itertools.product((False, True), repeat=len(masks))
+    return tuple(frozenset(itertools.compress(masks, flips)) for flips in choices)
+
+
+def mask_trials(program: Captured, source: MaskSource, flipped: frozenset[fx.Node]) -> Iterator[Trial]:
     """The mask for the example's inputs, for inputs without padding and for padded ones, at several sizes.
 
     An input of another kind than masks and ids must not be among those it depends on. Sizes at which the mask cannot be
     computed give no trial; so do those beyond the ranges of the free dimensions.
+
+    Args:
+        program: whose mask it is.
+        source: of the mask.
+        flipped: inputs in which ones stand for padding.
     """
     captured = {d.name: d.traced for d in program.dims}
     roles = {n: input_role(n, program.example.get(n.name)) for n in source.inputs}
-    flipped = _polarity(program, source, roles, captured)
     given = {n: program.example[n.name] for n in source.inputs if n.name in program.example}
     if given and len(given) == len(source.inputs):
         yield from _computed(program, source, captured, given, is_padded=True)
@@ -215,21 +226,6 @@ def _size_or_filled(program: Captured, node: fx.Node, sizes: Mapping[str, int]) 
         return program.concrete_size(value, sizes) if isinstance(value, (int, torch.SymInt)) else value
 
     return called(node, stand_in, raised=False) if node.target in _SHAPE_ONLY else stand_in(node)
-
-
-def _polarity(
-    program: Captured, source: MaskSource, roles: Mapping[fx.Node, Role], sizes: Mapping[str, int]
-) -> frozenset[fx.Node]:
-    """The mask inputs in which ones, not zeros, stand for padding: so that most is visible."""
-    masks = [n for n in source.inputs if roles[n].kind is Kind.MASK][:_MOST_FLIPPED]
-    best: tuple[float, frozenset[fx.Node]] = (-1.0, frozenset())
-    for flips in itertools.product((False, True), repeat=len(masks)):
-        flipped = frozenset(n for n, is_flipped in zip(masks, flips, strict=True) if is_flipped)
-        inputs = _Feed(program, source, roles, flipped, seed=0).inputs(sizes, "none")
-        for trial in _computed(program, source, sizes, inputs, is_padded=False):
-            seen = float(trial.value.double().clamp(min=-1.0).mean())
-            best = max(best, (seen, flipped), key=lambda pair: pair[0])
-    return best[1]
 
 
 class _Feed:

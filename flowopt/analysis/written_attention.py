@@ -30,11 +30,13 @@ class Bias:
 
     Attributes:
         node: the bias, or a condition.
+        is_added: it is no condition.
         is_inverted: a condition is true where it hides.
         scores: node whose scores it changes.
     """
 
     node: fx.Node
+    is_added: bool
     is_inverted: bool
     scores: fx.Node
 
@@ -168,7 +170,7 @@ class _Scores:
         self.products.add(node)
         added = node.args[0] if node.target is _aten.baddbmm.default else None
         if isinstance(added, fx.Node) and node.kwargs.get("beta", 1) != 0:
-            self.biases.append(Bias(added, False, node))
+            self.biases.append(Bias(added, True, False, node))
         return True
 
     def _note(self, node: fx.Node, sources: dict[fx.Node, bool]) -> None:
@@ -178,10 +180,10 @@ class _Scores:
         elif node.target in _CATS and others:
             self.joined.add(node)
         elif node.target in _SUMS and others:
-            self.biases.append(Bias(others[0], False, node))
+            self.biases.append(Bias(others[0], True, False, node))
         elif node.target in _FILLS | _CHOICES and others:
             first, second = node.args[:2]
             condition = second if node.target in _FILLS else first
             if isinstance(condition, fx.Node) and condition in others:
                 is_chosen = isinstance(second, fx.Node) and sources.get(second, False)
-                self.biases.append(Bias(condition, not is_chosen, node))
+                self.biases.append(Bias(condition, False, not is_chosen, node))

@@ -11,7 +11,7 @@ _MOST_SCORES = 1 << 22
 
 
 def visible_keys(mask: Tensor) -> Tensor:
-    """Where a mask lets a query see a key: bool is itself, an additive one is 0 there."""
+    """Where a mask lets a query see a key: bool is itself; additive hides below ``HIDDEN_SCORE``."""
     return mask if mask.dtype is torch.bool else mask > HIDDEN_SCORE
 
 

@@ -88,6 +88,8 @@ class LinearizeAttention(RewritePass[Plan]):
     "Budget on inputs of ordinary numbers: 3 dB is 71 % of relative error, which only nonsense exceeds."
     # Trained on data: modules have no place in a text form.
     leaves: Mapping[str, InPlaceOfSoftmax] = field(default_factory=dict, repr=False)
+    # Tracing takes seconds, and layers differ in their tensors alone.
+    _traced: dict[str, Program] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def budget(self) -> Budget:
         return Budget(min_snr_db=self.min_snr_db)
@@ -113,7 +115,7 @@ class LinearizeAttention(RewritePass[Plan]):
         inputs = {"query": plan.query, "key": plan.key, "value": plan.value}
         if plan.mask is not None:
             inputs["mask"] = plan.mask
-        program = traced(leaf, inputs)
+        program = traced(leaf, inputs, self._traced)
         with edit.before(plan.attention):
             prefix = module_path(plan.attention) or plan.attention.name
             edit.replace(plan.attention, inlined(edit, program, inputs, prefix=prefix))

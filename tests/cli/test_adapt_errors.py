@@ -177,8 +177,16 @@ def test_a_checkpoint_that_is_there_is_not_overwritten_unasked() -> None:
     assert Path("state").read_text() == "of another run" and not Path("out").exists()
 
 
-@pytest.mark.parametrize("name", ["swap-norm", "swap-norm:to=power", "recalibrate-batch-norm"])
-def test_passes_that_are_measured_on_data_are_no_part_of_a_pipeline(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("swap-norm", "--swap-norm unified --data FILE"),
+        ("swap-norm:to=power", "--swap-norm unified --data FILE"),
+        ("recalibrate-batch-norm", "--swap-norm unified --data FILE"),
+        ("linearize-attention", "--linearize hybrid --data FILE"),
+    ],
+)
+def test_passes_that_are_measured_on_data_are_no_part_of_a_pipeline(name: str, hint: str) -> None:
     message = refused(flowopt("optimize", BROKEN, "--passes", name))
     assert "which a pipeline does not have" in message
-    assert "flowopt adapt MODEL --swap-norm unified --data FILE" in message
+    assert f"flowopt adapt MODEL {hint}" in message

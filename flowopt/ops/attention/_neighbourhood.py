@@ -10,9 +10,9 @@ def cut(x: Tensor, chunk: int) -> Tensor:
 
     The last chunk is all zeros, so that there are always two: torch.export proves nothing of sizes that may be 1.
     """
-    length = x.shape[2]
-    padded = functional.pad(x, (0, 0, 0, _chunks(length, chunk) * chunk - length))
-    return padded.unflatten(2, (_chunks(length, chunk), chunk))
+    batch, heads, length, width = x.shape
+    chunks = _chunks(length, chunk)
+    return functional.pad(x, (0, 0, 0, chunks * chunk - length)).reshape(batch, heads, chunks, chunk, width)
 
 
 def joined(x: Tensor, length: int) -> Tensor:

@@ -114,7 +114,7 @@ class ChunkHybridAttention(LinearForm):
             visible = visible & (token[:, None] >= token)
         linear = seen @ _unit(key).transpose(-1, -2) * self._kept(chunk, query)
         made = self._inside(query, key, value, visible) + linear @ value[..., :-1]
-        return made.unflatten(2, (queries.shape[2], self.chunk))
+        return made.reshape(*queries.shape[:-1], made.shape[-1])
 
     def initial_state(self, like: Tensor) -> State:
         """The keys of the chunk so far with their values, (B, H, chunk - 1, D) and (B, H, chunk - 1, M + 1), of which

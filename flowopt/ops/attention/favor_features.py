@@ -63,6 +63,8 @@ def _orthogonal(rows: int, width: int, seed: int) -> Tensor:
     blocks = []
     for start in range(0, rows, width):
         gaussian = torch.randn(width, width, generator=generator, dtype=torch.float64)
-        blocks.append(torch.linalg.qr(gaussian).Q.T[: rows - start])
+        q, r = torch.linalg.qr(gaussian)
+        # Uniform over all rotations only once R's diagonal is positive: else products have another mean than exp.
+        blocks.append((q * r.diagonal().sign()).T[: rows - start])
     lengths = torch.randn(rows, width, generator=generator, dtype=torch.float64).square().sum(1, keepdim=True).sqrt()
     return (torch.cat(blocks) * lengths).to(torch.get_default_dtype())

@@ -1,7 +1,7 @@
 """Judge a trained model's softmax attentions before anything is changed: what a linear one costs there, and saves."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from flowopt.analysis.attention_sites import AttentionSite, attention_sites
 from flowopt.analysis.chosen_sites import chosen_sites
 from flowopt.errors import UserError
-from flowopt.ir.metadata import recorded_tensor
+from flowopt.ir.metadata import recorded_tensor, sizes_as_text
 from flowopt.ops.attention.in_place_of_softmax import InPlaceOfSoftmax
 from flowopt.program.program import Program
 from flowopt.recovery.attention_effect import attention_effects
@@ -19,6 +19,7 @@ from flowopt.recovery.attention_fit import measure_attention
 from flowopt.recovery.data.data import Data
 from flowopt.report.adaptation import LEFT, SWAPPED
 from flowopt.report.attention_record import AttentionRecord
+from flowopt.report.sites import Refusal
 from flowopt.workflows.adapting.attention_speed import LENGTHS, AttentionSpeed, attention_speed
 from flowopt.workflows.adapting.decided_attention import Measurements, decided_attention, judged_length
 from flowopt.workflows.adapting.judged import padding_input
@@ -93,7 +94,7 @@ def judged_attention(
     choice.require_known()
     on_progress("preparing the model")
     prepared = Pipeline(PREPARATION).run(program, verify="each", seed=seed).program
-    sites = attention_sites(prepared)
+    sites = tuple(_fitting(prepared, site, choice) for site in attention_sites(prepared))
     if not sites:
         raise UserError(
             "the model has no softmax attention that could become linear",
@@ -126,6 +127,23 @@ def judged_attention(
         mask,
         tuple(_notes(speeds, target)),
     )
+
+
+def _fitting(program: Program, site: AttentionSite, choice: LinearChoice) -> AttentionSite:
+    """The site; refused where queries and keys may differ in number and the stand-in takes only as many."""
+    query, key = (sizes_as_text(program.node(name))[-2:-1] for name in (site.query, site.key))
+    if site.refusal is not None or query == key:
+        return site
+    shape, heads = site.shape, site.shape.heads
+    widths = ((2, shape.head_dim), (3, shape.head_dim), (3, shape.value_dim))
+    try:
+        with torch.no_grad():
+            choice.made(shape, seed=0)(*(torch.zeros(1, heads, *width) for width in widths))
+    except UserError:
+        message = f"{choice.to} is for self-attention, and here {query[0]} queries see {key[0]} keys"
+        where = site.module or ""
+        return replace(site, refusal=Refusal(site.name, where, "", "axis-mismatch", message, site.name))
+    return site
 
 
 def _leaf(program: Program, site: AttentionSite, choice: LinearChoice, seed: int) -> InPlaceOfSoftmax:

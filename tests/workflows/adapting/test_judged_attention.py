@@ -189,6 +189,31 @@ def test_what_cannot_become_linear_is_refused_and_not_measured() -> None:
         judged(biased(), inputs(), layers="0", force=True)
 
 
+class Cross(nn.Module):
+    """Attention of all tokens to the first ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        key = query[:, :, :3]
+        return scaled_dot_product_attention(query, key, key.flip(-1)).transpose(1, 2).flatten(2)
+
+
+@cache
+def cross() -> Program:
+    free = {"dynamic": {"x": {0: "batch"}}, "dims": {"batch": (1, 64)}}
+    return captured({"module": Cross().eval(), "kwargs": {"x": inputs()["x"][:3]}} | free)
+
+
+def test_cross_attention_is_refused_to_stand_ins_for_self_attention_alone() -> None:
+    found = judged(cross(), inputs(), to="hybrid", dry_run=True)
+    said = "axis-mismatch: hybrid is for self-attention, and here 5 queries see 3 keys"
+    assert found.records[0].reason == said
+    assert found.sites[0].refusal is not None and not found.leaves
+    (record,) = judged(cross(), inputs(), to="elu", force=True).records
+    # 2 * 5 * 3 / (5 + 3), rounded to a whole number.
+    assert (record.decision, record.length) == ("swapped", 4)
+
+
 def test_a_model_without_attention_is_told() -> None:
     free = {"dynamic": {"input": {0: "batch"}}, "dims": {"batch": (1, 64)}}
     program = captured({"module": nn.Linear(WIDTH, 4).eval(), "kwargs": {"input": torch.zeros(3, WIDTH)}} | free)
