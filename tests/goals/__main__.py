@@ -29,6 +29,7 @@ from tests.goals import (
     samplers,
     schedulers,
     spine,
+    ssm,
     swaps,
     tvm,
     verification,
@@ -53,6 +54,7 @@ ROWS = (
     *bench.ROWS,
     *adapt.ROWS,
     *swaps.ROWS,
+    *ssm.ROWS,
 )
 _ROOT = Path(__file__).resolve().parents[2]
 _CACHE = _ROOT / ".goals.json"
