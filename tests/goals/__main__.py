@@ -31,6 +31,7 @@ from tests.goals import (
     samplers,
     schedulers,
     spine,
+    ssm,
     swaps,
     tvm,
     verification,
@@ -57,6 +58,7 @@ ROWS = (
     *attention.ROWS,
     *swaps.ROWS,
     *linear.ROWS,
+    *ssm.ROWS,
 )
 _ROOT = Path(__file__).resolve().parents[2]
 _CACHE = _ROOT / ".goals.json"
