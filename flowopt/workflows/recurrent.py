@@ -1,0 +1,153 @@
+"""A causal model as a step: prepared, taken apart, and proved token by token against the whole."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from flowopt.errors import UserError
+from flowopt.ir.evaluate import RUN_ERRORS, evaluate
+from flowopt.ir.float64 import raised_tensor
+from flowopt.program.program import Program
+from flowopt.recurrence.step_program import StepProgram, step_program
+from flowopt.report.verdict import Figures, Finding, Outcome, Verdict
+from flowopt.runtime.stream import Stream
+from flowopt.verification.evidence import CaseEvidence, Evidence, collect_evidence
+from flowopt.verification.gates import compare
+from flowopt.verification.precision import strict_float32
+from flowopt.verification.running import first_line
+from flowopt.verification.weakness import weak_outputs
+from flowopt.workflows.pipelines import Pipeline
+
+# One spelling of every operator, and masks and shapes that are known.
+_PREPARATION: Final = (
+    "canonicalize-aten",
+    "eliminate-no-ops",
+    "eliminate-common-subexpressions",
+    "simplify-masks",
+    "simplify-shapes",
+    "fold-constants",
+)
+# The states of an example are those behind its first tokens: zeros would say little of the rest.
+_WARM: Final = 4
+
+
+def recurrent(
+    program: Program,
+    *,
+    sequence: str | None = None,
+    verify: bool = True,
+    seed: int = 0,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> StepProgram:
+    """The step of a causal model, and the verdict on it.
+
+    Args:
+        program: never changed.
+        sequence: the free dimension of its tokens; None: the one along which anything is carried.
+        verify: run it token by token against the model on whole sequences.
+        seed: of the cases.
+        on_progress: gets one line per part.
+
+    Returns:
+        The step, its ``recurrence`` with a verdict. The example of each state is what the first tokens leave.
+
+    Raises:
+        UserError: the model cannot go token by token; or which dimension is meant is not clear.
+    """
+    on_progress("preparing the model")
+    prepared = Pipeline(_PREPARATION).run(program, verify="each" if verify else "off", seed=seed).program
+    made = step_program(prepared, sequence) if sequence is not None else _found(prepared)
+    made = dataclasses.replace(made, program=_warmed(made, prepared))
+    if not verify:
+        return made
+    with strict_float32():
+        evidence = collect_evidence(program, seed=seed, on_case=lambda label: on_progress(f"the whole model: {label}"))
+        verdict = _verdict(program, made, evidence, on_progress)
+    return dataclasses.replace(made, recurrence=dataclasses.replace(made.recurrence, verdict=verdict))
+
+
+def _found(program: Program) -> StepProgram:
+    """Along the only dimension where anything is carried; along a batch every model goes row by row."""
+    found: dict[str, StepProgram] = {}
+    refused: dict[str, UserError] = {}
+    for dim in program.dims:
+        try:
+            made = step_program(program, dim.name)
+        except UserError as error:
+            refused[dim.name] = error
+            continue
+        if made.recurrence.states:
+            found[dim.name] = made
+    if len(found) == 1:
+        return found.popitem()[1]
+    if found:
+        raise UserError(
+            f"along which dimension does the model go token by token: {', '.join(found)}?",
+            hint=f"--sequence {next(iter(found))}",
+        )
+    if refused:
+        raise next(iter(refused.values()))
+    raise UserError(
+        "the model carries nothing from token to token",
+        why="along each free dimension its rows are independent, or it has none",
+        hint="capture it with a free sequence length: --dynamic ids=batch,sequence",
+    )
+
+
+def _warmed(made: StepProgram, whole: Program) -> Program:
+    """The step's program with the states that the example's first tokens leave as example."""
+    axes, program = made.recurrence.token_axes, made.program
+    given = {i.name: whole.example.get(i.name) for i in whole.inputs}
+    inputs = {name: value for name, value in given.items() if value is not None}
+    if len(inputs) != len(given):
+        return program
+    first = {name: v.narrow(axes[name], 0, min(_WARM, v.shape[axes[name]])) for name, v in inputs.items() if name in axes}
+    stream = Stream(program.run_named, made.recurrence, {d.name: d.traced for d in program.dims})
+    stream.run(**(inputs | first))
+    return dataclasses.replace(program, example=program.example | dict(stream.states))
+
+
+def _verdict(
+    program: Program, made: StepProgram, evidence: Evidence, on_progress: Callable[[str], None]
+) -> Verdict:
+    findings: list[Finding] = []
+    figures: list[Figures] = []
+    for known in evidence.cases:
+        on_progress(f"token by token: {known.case.label}")
+        for one in _judged(made, known):
+            (figures if isinstance(one, Figures) else findings).append(one)  # type: ignore[arg-type]  # each in its list
+    labels = tuple(known.case.label for known in evidence.cases)
+    if findings:
+        return Verdict(Outcome.DIFFERENT, tuple(findings), tuple(figures), evidence.skipped, evidence.seed, labels)
+    weak = ["no case was left to compare the outputs in"]
+    if figures:
+        weak = weak_outputs(figures, {o.name: o.dtype for o in program.outputs}, evidence.narrowest)
+    outcome = Outcome.INCONCLUSIVE if weak else Outcome.EQUIVALENT
+    return Verdict(outcome, (), tuple(figures), (*weak, *evidence.skipped), evidence.seed, labels)
+
+
+def _judged(made: StepProgram, known: CaseEvidence) -> Iterator[Figures | Finding]:
+    label, sizes = known.case.label, known.case.sizes
+    try:
+        found = Stream(made.program.run_named, made.recurrence, sizes).run(**known.case.inputs)
+        raised = {name: raised_tensor(value) for name, value in known.case.inputs.items()}
+        twin = Stream(_raised(made.program), made.recurrence, sizes, dtype=torch.float64).run(**raised)
+    except RUN_ERRORS as error:
+        yield Finding("structure", "the step", label, f"it does not run: {first_line(error)}")
+        return
+    for name, one in known.outputs.items():
+        result = compare(name, label, one, found[name], twin[name])
+        yield from result.findings
+        if result.figures is not None:
+            yield dataclasses.replace(result.figures, regime=known.case.regime)
+
+
+def _raised(program: Program) -> Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]:
+    def run(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        values = evaluate(program.graph, program.read, inputs, raised=True)
+        return {o.name: v for o, v in zip(program.outputs, values, strict=True)}
+
+    return run
