@@ -104,7 +104,7 @@ def _unmasked(node: fx.Node, symbol: str, read: Callable[[str], Tensor]) -> Any:
 
 
 def _is_triangle(mask: Any, symbol: str, read: Callable[[str], Tensor], *, visible: int) -> bool:
-    """True for a mask that shows, at every length, what is on and below the diagonal: ``visible`` there, else 1 - it."""
+    """True for a mask that is ``visible`` on and below the diagonal at every length, and 1 - that above."""
     if not isinstance(mask, fx.Node) or sizes_as_text(mask)[-2:] != (symbol, symbol):
         return False
     needed = needed_nodes([mask], ())
@@ -118,9 +118,7 @@ def _is_triangle(mask: Any, symbol: str, read: Callable[[str], Tensor], *, visib
     return all(_shows(mask, lengths, length, read, visible) for length in _LENGTHS)
 
 
-def _shows(
-    mask: fx.Node, lengths: Iterable[fx.Node], length: int, read: Callable[[str], Tensor], visible: int
-) -> bool:
+def _shows(mask: fx.Node, lengths: Iterable[fx.Node], length: int, read: Callable[[str], Tensor], visible: int) -> bool:
     value = node_value(mask, read, dict.fromkeys(lengths, length), raised=False)
     below = torch.ones(length, length, dtype=torch.bool).tril()
     return bool(torch.equal(value.to(torch.float64), (below == bool(visible)).to(torch.float64).expand_as(value)))

@@ -17,6 +17,7 @@ from flowopt.recurrence.causal_sums import CausalSum, causal_sum
 _aten = torch.ops.aten
 _ARANGES: Final = {_aten.arange.default, _aten.arange.start, _aten.arange.start_step}
 _FACTORIES: Final = {_aten.full.default, _aten.zeros.default, _aten.ones.default}
+_PADS: Final = {_aten.constant_pad_nd.default, _aten.pad.default}
 _ATTENTION: Final = _aten.scaled_dot_product_attention.default
 
 
@@ -124,7 +125,8 @@ def _length(program: Program, dim: Dim) -> Any:
     """The expression of the free length; a symbol made here would carry other assumptions, and equal none."""
     values = (recorded_tensor(node) for node in program.graph.nodes)
     sizes = (size for value in values if value is not None for size in value.shape)
-    return next(s.node.expr for s in sizes if isinstance(s, torch.SymInt) and str(s.node.expr) == dim.symbol)
+    symbols: list[Any] = [s for s in sizes if isinstance(s, torch.SymInt)]
+    return next(s.node.expr for s in symbols if str(s.node.expr) == dim.symbol)
 
 
 def _special(
@@ -142,7 +144,7 @@ def _special(
         return RunningSum(), ((source, place),)
     if target is _aten.slice.Tensor and args[1] % rank_of(node) == place.axis:  # type: ignore[operator]  # an axis is an int
         return _lookup(node, source, place, dim)
-    if target is _aten.constant_pad_nd.default:
+    if target in _PADS:
         return _delay(node, source, place)
     found = causal_sum(node, dim.symbol, program.read)
     if found is None:
@@ -172,7 +174,10 @@ def _delay(node: fx.Node, source: fx.Node, place: Place) -> tuple[How, tuple[tup
     """A pad by some tokens in front that cuts off as many behind."""
     pads: Any = list(node.args[1])  # type: ignore[arg-type]  # pads are a list
     at = 2 * (rank_of(node) - 1 - place.axis)
-    if at + 2 > len(pads) or argument(node, 2, 0, "value") != 0:
+    is_plain = node.target is _aten.constant_pad_nd.default
+    value = argument(node, 2, 0, "value") if is_plain else argument(node, 3, None, "value") or 0
+    mode = "constant" if is_plain else argument(node, 2, "constant", "mode")
+    if at + 2 > len(pads) or value != 0 or mode != "constant":
         return None
     front, behind = pads[at : at + 2]
     others = pads[:at] + pads[at + 2 :]

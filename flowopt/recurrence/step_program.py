@@ -56,7 +56,9 @@ def step_program(program: Program, sequence: str) -> StepProgram:
         free = ", ".join(d.name for d in program.dims) or "none"
         raise UserError(f"the model has no free dimension {sequence!r}", hint=f"its free dimensions: {free}")
     if any(i.state is not None for i in program.inputs):
-        raise UserError("the model has state of its own, which a step would mix up with its own", hint="--form parallel")
+        raise UserError(
+            "the model has state of its own, which a step would mix up with its own", hint="--form parallel"
+        )
     copy = program.copy()
     steps = planned_steps(copy, dim)
     return _Maker(copy, dim, steps).made()
@@ -155,7 +157,9 @@ class _Maker:
         query, key, *values = read
         query = query if how.scale == 1.0 else call(_aten.mul.Scalar, query, how.scale)
         if values:
-            return call(_aten.matmul.default, query, self._summed(call(_aten.matmul.default, key, values[0]), node.name))
+            return call(
+                _aten.matmul.default, query, self._summed(call(_aten.matmul.default, key, values[0]), node.name)
+            )
         # (.., 1, F) @ (.., F, 1): the weights of all keys so far.
         made = call(_aten.matmul.default, query, self._summed(key, node.name))
         return made if how.keeps else call(_aten.squeeze.dim, made, -1)

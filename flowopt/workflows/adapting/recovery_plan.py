@@ -103,7 +103,9 @@ class RecoveryPlan:
         strange = next((step for step in steps if step not in known), None)
         if strange is not None:
             raise UserError(
-                f"{strange!r} is no step of this recovery", why=why, hint=f"--recover {default}; known: {', '.join(known)}"
+                f"{strange!r} is no step of this recovery",
+                why=why,
+                hint=f"--recover {default}; known: {', '.join(known)}",
             )
         return replace(self, steps=steps)
 
@@ -147,6 +149,4 @@ class RecoveryPlan:
             lora_rank=lora,
             time_limit_seconds=None if minutes is None else 60 * minutes,
         )
-        return RecoveryPlan(
-            names, settings, transfer_steps=transfer_steps, checkpoint=checkpoint, resume=resume
-        )
+        return RecoveryPlan(names, settings, transfer_steps=transfer_steps, checkpoint=checkpoint, resume=resume)
