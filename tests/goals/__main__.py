@@ -18,6 +18,7 @@ from tests.goals import (
     absorb,
     adapt,
     alarms,
+    attention,
     bench,
     constants,
     loading,
@@ -52,6 +53,7 @@ ROWS = (
     *tvm.ROWS,
     *bench.ROWS,
     *adapt.ROWS,
+    *attention.ROWS,
     *swaps.ROWS,
 )
 _ROOT = Path(__file__).resolve().parents[2]

@@ -1,6 +1,7 @@
 """Attention without the matrix of all scores: modules that take the place of softmax attention."""
 
 from flowopt.ops.attention.feature_map import FeatureMap
+from flowopt.ops.attention.flow_attention import FlowAttention
 from flowopt.ops.attention.in_place_of_softmax import InPlaceOfSoftmax
 from flowopt.ops.attention.linear_attention import LinearAttention
 from flowopt.ops.attention.linear_form import AttentionShape, LinearForm
@@ -11,6 +12,7 @@ __all__ = [
     "LINEARIZATIONS",
     "AttentionShape",
     "FeatureMap",
+    "FlowAttention",
     "InPlaceOfSoftmax",
     "LinearAttention",
     "LinearForm",

@@ -71,8 +71,8 @@ class LinearAttention(LinearForm):
 
     def _token_by_token(self, q: Tensor, k: Tensor, v: Tensor, state: State) -> Tensor:
         made = []
-        for token in zip(*(x.split(1, 2) for x in (q, k, v)), strict=True):
-            one, state = self._token(*token, state)
+        for q_i, k_i, v_i in zip(q.split(1, 2), k.split(1, 2), v.split(1, 2), strict=True):
+            one, state = self._token(q_i, k_i, v_i, state)
             made.append(one)
         return torch.cat(made, 2)
 
