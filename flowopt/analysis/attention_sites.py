@@ -110,11 +110,12 @@ def _called(
 def _known_kind(program: Captured, call: AttentionCall, known: dict[tuple[str, ...], MaskKind]) -> MaskKind:
     """The kind of the call's mask, which all layers of a model may share."""
     mask, query, key = call.mask, recorded_tensor(call.query), recorded_tensor(call.key)
-    assert mask is not None and query is not None and key is not None
+    recorded = recorded_tensor(mask)
+    assert mask is not None and query is not None and key is not None and recorded is not None
     lengths = (query.shape[-2], key.shape[-2])
     name = (mask.name, *map(str, lengths))
     if name not in known:
-        known[name] = mask_kind(program, mask, *lengths)
+        known[name] = mask_kind(program, mask, *lengths, is_added=recorded.is_floating_point())
     return known[name]
 
 
@@ -181,7 +182,15 @@ def _bias_kind(program: Captured, bias: Bias) -> MaskKind:
         return MaskKind()
     *_, queries, keys = scores.shape
     has_heads = scores.dim() > 3
-    return mask_kind(program, bias.node, queries, keys, is_inverted=bias.is_inverted, has_heads=has_heads)
+    return mask_kind(
+        program,
+        bias.node,
+        queries,
+        keys,
+        is_added=bias.is_added,
+        is_inverted=bias.is_inverted,
+        has_heads=has_heads,
+    )
 
 
 def _refusal(node: fx.Node, code: str, message: str) -> Refusal:

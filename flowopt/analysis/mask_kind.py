@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from flowopt.analysis.captured import Captured
-from flowopt.analysis.mask_trials import MaskSource, Trial, longest_window, mask_source, mask_trials
-from flowopt.ir.metadata import recorded_tensor
+from flowopt.analysis.mask_trials import MaskSource, Trial, longest_window, mask_source, mask_trials, polarities
 from flowopt.ops.attention.attention_mask import HIDDEN_SCORE
 
 Size = int | torch.SymInt
@@ -36,6 +35,7 @@ def mask_kind(
     query_length: Size,
     key_length: Size,
     *,
+    is_added: bool,
     is_inverted: bool = False,
     has_heads: bool = True,
 ) -> MaskKind:
@@ -46,65 +46,80 @@ def mask_kind(
 
     Args:
         program: whose mask it is.
-        mask: bool, True is visible; or floating, added to the scores.
+        mask: truth values, or numbers that are added to the scores.
         query_length, key_length: as recorded; the mask may have one row or one column for all.
-        is_inverted: a bool mask is True where a key is hidden.
+        is_added: it is numbers.
+        is_inverted: it is true where a key is hidden.
         has_heads: the third axis from behind is that of heads, if there is one.
     """
-    source, recorded = mask_source(program, mask), recorded_tensor(mask)
-    is_added = recorded is not None and recorded.is_floating_point()
+    source = mask_source(program, mask)
     if source.features or source.is_computed:
         computed_from = ", ".join(source.features) or "what the model computes"
         code = "additive-bias" if is_added else "arbitrary-mask"
         return MaskKind(code=code, message=f"{mask.name} depends on {computed_from}, which is no mask")
-    found = _Findings(mask.name, has_heads=has_heads)
-    for trial in mask_trials(program, source):
-        lengths = [program.concrete_size(size, trial.sizes) for size in (query_length, key_length)]
-        value = trial.value
-        if is_added and bool(((value > HIDDEN_SCORE) & (value != 0)).any()):
-            return _bias(source, trial, lengths[0])
-        visible = value > HIDDEN_SCORE if is_added else value.bool() ^ is_inverted
-        found.add(_whole(visible, lengths), is_padded=trial.is_padded)
-        if found.message:
-            return MaskKind(code=found.code, message=found.message)
-    if not found.is_tried:
-        return MaskKind(code="arbitrary-mask", message=f"{mask.name} cannot be computed from masks and sizes alone")
     window = longest_window(program, source)
-    if window is not None:
-        message = f"{mask.name} compares positions with {window}, and the model takes as many"
-        return MaskKind(code="arbitrary-mask", message=message)
-    return MaskKind(found.may_be_causal and not found.may_be_whole, found.hides_keys or bool(source.inputs))
+    kinds: list[MaskKind] = []
+    for flipped in polarities(program, source):
+        found = _Findings(source, is_added=is_added, is_inverted=is_inverted, has_heads=has_heads)
+        for trial in mask_trials(program, source, flipped):
+            lengths = [program.concrete_size(size, trial.sizes) for size in (query_length, key_length)]
+            found.add(trial, lengths)
+            if found.code:
+                break
+        kinds.append(found.kind())
+        if not kinds[-1].code and window is not None:
+            message = f"{mask.name} compares positions with {window}, and the model takes as many"
+            return MaskKind(code="arbitrary-mask", message=message)
+        if not kinds[-1].code:
+            return kinds[-1]
+    return kinds[0]
 
 
 class _Findings:
     """What is left of the possible kinds after some trials."""
 
-    def __init__(self, name: str, *, has_heads: bool) -> None:
-        self._name, self._has_heads = name, has_heads
-        self.is_tried = self.hides_keys = False
-        self.may_be_whole = self.may_be_causal = True
+    def __init__(self, source: MaskSource, *, is_added: bool, is_inverted: bool, has_heads: bool) -> None:
+        self._source = source
+        self._is_added, self._is_inverted, self._has_heads = is_added, is_inverted, has_heads
+        self._is_tried = self._hides_keys = False
+        self._may_be_whole = self._may_be_causal = True
         self.code = self.message = ""
 
-    def add(self, visible: Tensor, *, is_padded: bool) -> None:
-        """One trial: visible is (.., L, S)."""
-        self.is_tried = True
+    def add(self, trial: Trial, lengths: list[int]) -> None:
+        """One trial, of so many queries and keys."""
+        self._is_tried, value = True, trial.value
+        if not self._is_added:
+            self._add(_whole(value.bool() ^ self._is_inverted, lengths), is_padded=trial.is_padded)
+        elif bool(((value > HIDDEN_SCORE) & (value != 0)).any()):
+            self.code, self.message = _bias(self._source, value, lengths[0])
+        else:
+            self._add(_whole(value > HIDDEN_SCORE, lengths), is_padded=trial.is_padded)
+
+    def kind(self) -> MaskKind:
+        """What the mask is by now."""
+        name = self._source.mask.name
+        if not self._is_tried:
+            return MaskKind(code="arbitrary-mask", message=f"{name} cannot be computed from masks and sizes alone")
+        if self.code:
+            return MaskKind(code=self.code, message=f"{name} {self.message}")
+        is_causal = self._may_be_causal and not self._may_be_whole
+        return MaskKind(is_causal, self._hides_keys or bool(self._source.inputs))
+
+    def _add(self, visible: Tensor, *, is_padded: bool) -> None:
+        """What is visible, (.., L, S)."""
         length, keys = visible.shape[-2:]
         real = visible[..., -1:, :]
         counts = real.transpose(-1, -2) if is_padded and length == keys else torch.ones_like(visible[..., :1])
-        if not bool(real.any(-1).all()):
-            self._refuse("arbitrary-mask", "hides everything from the last query of a padded input")
-        elif self._has_heads and visible.dim() > 2 and not bool((visible == visible[..., :1, :, :]).all()):
-            self._refuse("arbitrary-mask", "differs from head to head")
-        self.may_be_whole &= _agree(visible, real, counts)
-        is_square = length == keys
         later = torch.ones(length, keys, dtype=torch.bool, device=visible.device).tril()
-        self.may_be_causal &= is_square and _agree(visible, real & later, counts)
-        self.hides_keys |= not bool(real.all())
-        if not self.message and not (self.may_be_whole or self.may_be_causal):
-            self._refuse(*_why(visible))
-
-    def _refuse(self, code: str, what: str) -> None:
-        self.code, self.message = code, f"{self._name} {what}"
+        self._may_be_whole &= _agree(visible, real, counts)
+        self._may_be_causal &= length == keys and _agree(visible, real & later, counts)
+        self._hides_keys |= not bool(real.all())
+        if not bool(real.any(-1).all()):
+            self.code, self.message = "arbitrary-mask", "hides everything from the last query of a padded input"
+        elif self._has_heads and visible.dim() > 2 and not bool((visible == visible[..., :1, :, :]).all()):
+            self.code, self.message = "arbitrary-mask", "differs from head to head"
+        elif not (self._may_be_whole or self._may_be_causal):
+            self.code, self.message = _why(visible)
 
 
 def _agree(visible: Tensor, expected: Tensor, counts: Tensor) -> bool:
@@ -133,15 +148,13 @@ def _why(visible: Tensor) -> tuple[str, str]:
     return "arbitrary-mask", "shows different queries different keys, and not those up to their own place"
 
 
-def _bias(source: MaskSource, trial: Trial, queries: int) -> MaskKind:
-    """The code of a mask that adds something to the scores of visible keys."""
-    name = source.mask.name
-    if _is_linear(trial.value, queries):
-        return MaskKind(code="alibi", message=f"{name} adds a multiple of the distance to the scores")
+def _bias(source: MaskSource, value: Tensor, queries: int) -> tuple[str, str]:
+    """Code and words for a mask that adds something to the scores of visible keys."""
+    if _is_linear(value, queries):
+        return "alibi", "adds a multiple of the distance to the scores"
     if source.tables:
-        message = f"{name} adds to the scores what is stored in {', '.join(source.tables)}"
-        return MaskKind(code="relative-bias", message=message)
-    return MaskKind(code="additive-bias", message=f"{name} adds to the scores of visible keys")
+        return "relative-bias", f"adds to the scores what is stored in {', '.join(source.tables)}"
+    return "additive-bias", "adds to the scores of visible keys"
 
 
 def _is_linear(value: Tensor, queries: int) -> bool:
@@ -158,6 +171,7 @@ def _is_linear(value: Tensor, queries: int) -> bool:
     middle = nan.nanmedian(-1, keepdim=True).values
     largest = float(torch.where(bias > HIDDEN_SCORE, bias, 0.0).abs().max())
     # A bias of 30 in bfloat16 is off by up to 0.1.
-    tolerance = 1e-4 * float(middle.nan_to_num().abs().max()) + 2 * torch.finfo(value.dtype).eps * largest
+    rounding = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+    tolerance = 1e-4 * float(middle.nan_to_num().abs().max()) + 2 * rounding * largest
     is_even = bool(((nan - middle).abs().nan_to_num() <= tolerance).all())
     return is_even and bool((middle.nan_to_num() != 0).any())

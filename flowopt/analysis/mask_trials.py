@@ -30,6 +30,8 @@ _SHAPE_ONLY = {
 _MOST_NODES = 400
 # A matrix of this many positions squared is still evaluated in a second.
 _LONGEST = 8192
+# The ends of slices and the lowest numbers of dtypes are no ids.
+_BEYOND_ANY_ID = 2**31
 _PATTERNS = ("right", "left", "holes")
 _MOST_FLIPPED = 3
 
@@ -87,15 +89,26 @@ def mask_source(program: Captured, mask: fx.Node) -> MaskSource:
     )
 
 
-def mask_trials(program: Captured, source: MaskSource) -> Iterator[Trial]:
+def polarities(program: Captured, source: MaskSource) -> tuple[frozenset[fx.Node], ...]:
+    """Sets of mask inputs in which ones, not zeros, may stand for padding; none of them comes first."""
+    masks = [n for n in source.inputs if input_role(n, program.example.get(n.name)).kind is Kind.MASK][:_MOST_FLIPPED]
+    choices = itertools.product((False, True), repeat=len(masks))
+    return tuple(frozenset(itertools.compress(masks, flips)) for flips in choices)
+
+
+def mask_trials(program: Captured, source: MaskSource, flipped: frozenset[fx.Node]) -> Iterator[Trial]:
     """The mask for the example's inputs, for inputs without padding and for padded ones, at several sizes.
 
     An input of another kind than masks and ids must not be among those it depends on. Sizes at which the mask cannot be
     computed give no trial; so do those beyond the ranges of the free dimensions.
+
+    Args:
+        program: whose mask it is.
+        source: of the mask.
+        flipped: inputs in which ones stand for padding.
     """
     captured = {d.name: d.traced for d in program.dims}
     roles = {n: input_role(n, program.example.get(n.name)) for n in source.inputs}
-    flipped = _polarity(program, source, roles, captured)
     given = {n: program.example[n.name] for n in source.inputs if n.name in program.example}
     if given and len(given) == len(source.inputs):
         yield from _computed(program, source, captured, given, is_padded=True)
@@ -148,9 +161,14 @@ def _constants(nodes: Iterable[fx.Node]) -> tuple[int, ...]:
         is_pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
         value = recorded_tensor(node)
         if is_pointwise and value is not None and not value.is_floating_point():
-            numbers = [a for a in node.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
-            found |= {abs(int(a)) for a in numbers if a == a and abs(a) < 2**31 and a == int(a)}
+            found |= {abs(number) for number in _whole_numbers(node)}
     return tuple(sorted(c for c in found if c >= 2))
+
+
+def _whole_numbers(node: fx.Node) -> set[int]:
+    """Those among the operator's arguments."""
+    numbers = [a for a in node.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
+    return {int(a) for a in numbers if abs(a) < _BEYOND_ANY_ID and a == int(a)}
 
 
 def _others(dims: Sequence[HasSize]) -> dict[str, int]:
@@ -210,21 +228,6 @@ def _size_or_filled(program: Captured, node: fx.Node, sizes: Mapping[str, int]) 
     return called(node, stand_in, raised=False) if node.target in _SHAPE_ONLY else stand_in(node)
 
 
-def _polarity(
-    program: Captured, source: MaskSource, roles: Mapping[fx.Node, Role], sizes: Mapping[str, int]
-) -> frozenset[fx.Node]:
-    """The mask inputs in which ones, not zeros, stand for padding: so that most is visible."""
-    masks = [n for n in source.inputs if roles[n].kind is Kind.MASK][:_MOST_FLIPPED]
-    best: tuple[float, frozenset[fx.Node]] = (-1.0, frozenset())
-    for flips in itertools.product((False, True), repeat=len(masks)):
-        flipped = frozenset(n for n, is_flipped in zip(masks, flips, strict=True) if is_flipped)
-        inputs = _Feed(program, source, roles, flipped, seed=0).inputs(sizes, "none")
-        for trial in _computed(program, source, sizes, inputs, is_padded=False):
-            seen = float(trial.value.double().clamp(min=-1.0).mean())
-            best = max(best, (seen, flipped), key=lambda pair: pair[0])
-    return best[1]
-
-
 class _Feed:
     """Inputs of the kinds that masks are computed from."""
 
@@ -274,7 +277,7 @@ class _Feed:
         found: set[int] = set()
         for node in _needed(self._source.mask):
             if _depends(node, self._source.inputs):
-                found |= {int(a) for a in node.args if type(a) in (int, float) and a == a and abs(a) < 2**31}
+                found |= _whole_numbers(node)
         return torch.tensor(sorted(found), dtype=torch.long)
 
     def _shown(self, shape: tuple[int, ...], pattern: str) -> Tensor:

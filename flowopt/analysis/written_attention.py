@@ -13,7 +13,7 @@ from flowopt.ir.metadata import recorded_tensor
 
 _aten = torch.ops.aten
 _SOFTMAXES = {_aten.softmax.int, _aten._softmax.default, _aten._safe_softmax.default}
-_PRODUCTS = {_aten.matmul.default: 0, _aten.bmm.default: 0, _aten.baddbmm.default: 1}
+_PRODUCTS = {_aten.matmul.default, _aten.bmm.default, _aten.baddbmm.default}
 _CHOICES = {_aten.where.self, _aten.where.ScalarSelf, _aten.where.ScalarOther, _aten.where.Scalar}
 _FILLS = {_aten.masked_fill.Scalar, _aten.masked_fill.Tensor}
 _SUMS = {_aten.add.Tensor, _aten.sub.Tensor}
@@ -30,11 +30,13 @@ class Bias:
 
     Attributes:
         node: the bias, or a condition.
+        is_added: it is no condition.
         is_inverted: a condition is true where it hides.
         scores: node whose scores it changes.
     """
 
     node: fx.Node
+    is_added: bool
     is_inverted: bool
     scores: fx.Node
 
@@ -118,12 +120,12 @@ def _is_elementwise(node: fx.Node) -> bool:
 
 def _factors(product: fx.Node) -> tuple[fx.Node, fx.Node]:
     """Queries and keys; the keys before they were turned."""
-    first = _PRODUCTS[product.target]  # type: ignore[index]  # products have these targets
+    first = 1 if product.target is _aten.baddbmm.default else 0
     query, key = product.args[first : first + 2]
     assert isinstance(query, fx.Node) and isinstance(key, fx.Node)
-    if key.target is _aten.transpose.int and set(_axes(key)) == {-1, -2}:
-        key = key.args[0]  # type: ignore[assignment]  # what is turned is a node
-    return query, key
+    turned = key.args[0] if key.target is _aten.transpose.int and set(_axes(key)) == {-1, -2} else key
+    assert isinstance(turned, fx.Node)
+    return query, turned
 
 
 def _axes(transpose: fx.Node) -> tuple[int, ...]:
@@ -168,7 +170,7 @@ class _Scores:
         self.products.add(node)
         added = node.args[0] if node.target is _aten.baddbmm.default else None
         if isinstance(added, fx.Node) and node.kwargs.get("beta", 1) != 0:
-            self.biases.append(Bias(added, False, node))
+            self.biases.append(Bias(added, True, False, node))
         return True
 
     def _note(self, node: fx.Node, sources: dict[fx.Node, bool]) -> None:
@@ -178,9 +180,10 @@ class _Scores:
         elif node.target in _CATS and others:
             self.joined.add(node)
         elif node.target in _SUMS and others:
-            self.biases.append(Bias(others[0], False, node))
-        elif node.target in _FILLS and others and sources.get(node.args[0], False):  # type: ignore[call-overload]
-            self.biases.append(Bias(node.args[1], True, node))  # type: ignore[arg-type]  # a mask is a node
-        elif node.target in _CHOICES and node.args[0] in others:
-            is_inverted = not (isinstance(node.args[1], fx.Node) and sources.get(node.args[1], False))
-            self.biases.append(Bias(node.args[0], is_inverted, node))  # type: ignore[arg-type]  # a condition is a node
+            self.biases.append(Bias(others[0], True, False, node))
+        elif node.target in _FILLS | _CHOICES and others:
+            first, second = node.args[:2]
+            condition = second if node.target in _FILLS else first
+            if isinstance(condition, fx.Node) and condition in others:
+                is_chosen = isinstance(second, fx.Node) and sources.get(second, False)
+                self.biases.append(Bias(condition, False, not is_chosen, node))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from flowopt.ops.attention.attention_mask import HIDDEN_SCORE
 from flowopt.ops.attention.linear_form import AttentionShape
 
 # Scores of one slice, over all heads.
@@ -10,8 +11,8 @@ _MOST_SCORES = 1 << 22
 
 
 def visible_keys(mask: Tensor) -> Tensor:
-    """Where a mask lets a query see a key: bool is itself; additive hides where half the lowest number is reached."""
-    return mask if mask.dtype is torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    """Where a mask lets a query see a key: bool is itself; additive hides below ``HIDDEN_SCORE``."""
+    return mask if mask.dtype is torch.bool else mask > HIDDEN_SCORE
 
 
 def entropy_of_rows(
