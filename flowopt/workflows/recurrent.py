@@ -70,26 +70,18 @@ def recurrent(
 
 
 def _found(program: Program) -> StepProgram:
-    """Along the only dimension where anything is carried; along a batch every model goes row by row."""
-    found: dict[str, StepProgram] = {}
-    refused: dict[str, UserError] = {}
+    """Along the dimension where anything is carried; along a batch every model goes row by row."""
+    refused: list[UserError] = []
     for dim in program.dims:
         try:
             made = step_program(program, dim.name)
         except UserError as error:
-            refused[dim.name] = error
+            refused.append(error)
             continue
         if made.recurrence.states:
-            found[dim.name] = made
-    if len(found) == 1:
-        return found.popitem()[1]
-    if found:
-        raise UserError(
-            f"along which dimension does the model go token by token: {', '.join(found)}?",
-            hint=f"--sequence {next(iter(found))}",
-        )
+            return made
     if refused:
-        raise next(iter(refused.values()))
+        raise refused[-1]
     raise UserError(
         "the model carries nothing from token to token",
         why="along each free dimension its rows are independent, or it has none",
