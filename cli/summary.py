@@ -152,6 +152,8 @@ def _most_frequent_refusal(records: list[PassRecord]) -> str:
 
 def recurrence_line(found: Recurrence) -> str:
     """What a step carries, and whether it was proved against the model on whole sequences."""
-    verdict = "not verified" if found.verdict is None else f"{found.verdict.outcome.value} to the model on whole sequences"
+    verdict = (
+        "not verified" if found.verdict is None else f"{found.verdict.outcome.value} to the model on whole sequences"
+    )
     carried = counted(len(found.states), "tensor")
     return f"a step along {found.sequence!r}: one token in and out, {carried} carried; {verdict}"

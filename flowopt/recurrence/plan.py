@@ -13,6 +13,7 @@ from flowopt.errors import UserError
 from flowopt.ir.metadata import recorded_tensor, sizes_as_text, source_line
 from flowopt.program.program import Dim, Program
 from flowopt.recurrence.causal_sums import CausalSum, causal_sum
+from flowopt.recurrence.state_spaces import StateSpace, state_spaces
 
 _aten = torch.ops.aten
 _ARANGES: Final = {_aten.arange.default, _aten.arange.start, _aten.arange.start_step}
@@ -61,7 +62,7 @@ class Delay:
     tokens: int
 
 
-How = Token | Positions | Filled | Lookup | RunningSum | Delay | CausalSum | RowWise
+How = Token | Positions | Filled | Lookup | RunningSum | Delay | CausalSum | StateSpace | RowWise
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +81,17 @@ def planned_steps(program: Program, dim: Dim) -> tuple[PlannedStep, ...]:
     Raises:
         UserError: an output without tokens, or an operator that needs more of other tokens than a sum can carry.
     """
-    wanted = dict(_outputs(program, dim))
+    wanted, spaces = dict(_outputs(program, dim)), state_spaces(program)
     steps: list[PlannedStep] = []
     for node in reversed(list(program.graph.nodes)):
         if node not in wanted:
             continue
         place = wanted[node]
-        step = _planned(program, node, place, dim)
+        space = spaces.get(node)
+        if space is not None and place == Place(space.axis):
+            step = PlannedStep(node, place, space, (((0,), space.source, place),))
+        else:
+            step = _planned(program, node, place, dim)
         steps.append(step)
         for _, source, at in step.reads:
             if wanted.setdefault(source, at) != at:

@@ -10,9 +10,11 @@ from torch import Tensor, fx
 from flowopt.analysis.rows import Place, RowWise
 from flowopt.errors import InternalError, UserError
 from flowopt.ir.metadata import recorded_tensor, sizes_as_text
+from flowopt.ops.ssm.real_recurrence import real_recurrence
 from flowopt.program.program import Dim, Input, Output, Program
 from flowopt.recurrence.causal_sums import CausalSum
 from flowopt.recurrence.plan import Delay, Filled, Lookup, PlannedStep, Positions, RunningSum, Token, planned_steps
+from flowopt.recurrence.state_spaces import StateSpace
 from flowopt.report.recurrence import CarriedState, Recurrence
 from flowopt.rewrite.edit import Edit
 
@@ -38,8 +40,9 @@ class StepProgram:
 def step_program(program: Program, sequence: str) -> StepProgram:
     """The step of a causal model.
 
-    Sums over the tokens so far become states: running sums, and the products of linear attention written out over all
-    pairs. Positions become a counter. Every other operator must compute tokens one by one.
+    Sums over the tokens so far become states: running sums, the products of linear attention written out over all
+    pairs, and what diagonal state spaces remember. Positions become a counter. Every other operator must compute tokens
+    one by one.
 
     Args:
         program: never changed; it has a free dimension of tokens, and its graph is canonical.
@@ -49,7 +52,8 @@ def step_program(program: Program, sequence: str) -> StepProgram:
         UserError: no such dimension, or an operator that is not causal or carries more than a sum; it is named, with
             its source line.
 
-    Source: Katharopoulos et al., "Transformers are RNNs", section 3.4.
+    Source: Katharopoulos et al., "Transformers are RNNs", section 3.4; Gu et al., "On the Parameterization and
+        Initialization of Diagonal State Space Models", section 2.
     """
     dim = next((d for d in program.dims if d.name == sequence), None)
     if dim is None:
@@ -72,7 +76,8 @@ class _Maker:
         self._output = program.graph.output_node()
         self._edit = Edit(program, self._output, "step")
         self._values: dict[tuple[fx.Node, Place], fx.Node] = {}
-        self._carried: list[tuple[fx.Node, fx.Node, str]] = []
+        self._of: dict[fx.Node, str] = {}
+        self._next: dict[fx.Node, fx.Node] = {}
         self._counter: fx.Node | None = None
 
     def made(self) -> StepProgram:
@@ -96,21 +101,21 @@ class _Maker:
         places = {step.node: step.place for step in self._steps}
         made = [self._values[node, places[node]] for node in returned]
         axes |= {o.name: places[node].axis for o, node in zip(self._program.outputs, returned, strict=True)}
-        self._output.args = ((*made, *(after for _, after, _ in self._carried)),)
+        self._output.args = ((*made, *(self._next[state] for state in self._of)),)
         return self._finished(example, axes)
 
     def _finished(self, example: dict[str, Tensor], axes: Mapping[str, int]) -> StepProgram:
-        names = [before.name for before, _, _ in self._carried]
+        names = [state.name for state in self._of]
         ends = [name.replace(_STATE, _NEXT, 1) for name in names]
-        dtypes = [before.meta["val"].dtype for before, _, _ in self._carried]
+        dtypes = [state.meta["val"].dtype for state in self._of]
         self._program.inputs += tuple(Input(n, d) for n, d in zip(names, dtypes, strict=True))
         self._program.outputs += tuple(Output(n, d) for n, d in zip(ends, dtypes, strict=True))
         self._program.dims = tuple(d for d in self._program.dims if d != self._dim)
         self._program.single = False
         traced = {d.name: d.traced for d in self._program.dims}
-        for before, _, _ in self._carried:
-            value = before.meta["val"]
-            example[before.name] = torch.zeros(self._program.concrete_shape(value, traced), dtype=value.dtype)
+        for state in self._of:
+            value = state.meta["val"]
+            example[state.name] = torch.zeros(self._program.concrete_shape(value, traced), dtype=value.dtype)
         self._program.example = example
         self._program.drop_unused()
         self._program.graph.lint()
@@ -119,7 +124,7 @@ class _Maker:
             raise InternalError(f"{left[0]} still has all tokens in the step of a model")
         states = tuple(
             CarriedState(name, end, self._program.shape(name), str(dtype).removeprefix("torch."), of)
-            for name, end, dtype, (_, _, of) in zip(names, ends, dtypes, self._carried, strict=True)
+            for name, end, dtype, of in zip(names, ends, dtypes, self._of.values(), strict=True)
         )
         return StepProgram(self._program, Recurrence(self._dim.name, axes, states))
 
@@ -149,6 +154,8 @@ class _Maker:
             return self._summed(one, node.name)
         if isinstance(how, Delay):
             return self._delayed(read[0], how, step)
+        if isinstance(how, StateSpace):
+            return self._decayed(read[0], how, node.name)
         assert isinstance(how, CausalSum), how
         return self._attended(how, read, node)
 
@@ -164,10 +171,34 @@ class _Maker:
         made = call(_aten.matmul.default, query, self._summed(key, node.name))
         return made if how.keeps else call(_aten.squeeze.dim, made, -1)
 
+    def _decayed(self, one: fx.Node, how: StateSpace, of: str) -> fx.Node:
+        """s = poles s + u in real arithmetic: (B, H, N) twice, real and imaginary parts."""
+        call, mul, add, sub = self._edit.call, _aten.mul.Tensor, _aten.add.Tensor, _aten.sub.Tensor
+        u = one if how.axis == 2 else call(_aten.transpose.int, one, 1, 2)
+        steps = real_recurrence(how.system)
+        decay_re, decay_im, read_re, read_im = (
+            self._edit.parameter(f"{of}.{name}", value, like=one)
+            for name, value in (
+                ("decay_re", steps.decay_re),
+                ("decay_im", steps.decay_im),
+                ("read_re", steps.read_re),
+                ("read_im", steps.read_im),
+            )
+        )
+        like = call(mul, u, decay_re).meta["val"]
+        re, im = self._state(like, of), self._state(like, of)
+        self._next[re] = call(add, call(sub, call(mul, re, decay_re), call(mul, im, decay_im)), u)
+        self._next[im] = call(add, call(mul, im, decay_re), call(mul, re, decay_im))
+        parts = call(mul, self._next[re], read_re), call(mul, self._next[im], read_im)
+        made = call(_aten.sum.dim_IntList, call(sub, *parts), [-1], True)
+        if how.skip is not None:
+            made = call(add, made, call(mul, u, self._edit.parameter(f"{of}.skip", how.skip[:, None], like=one)))
+        return made if how.axis == 2 else call(_aten.transpose.int, made, 1, 2)
+
     def _summed(self, one: fx.Node, of: str) -> fx.Node:
         before = self._state(one.meta["val"], of)
         after = self._edit.call(_aten.add.Tensor, before, one)
-        self._carried.append((before, after, of))
+        self._next[before] = after
         return after
 
     def _delayed(self, one: fx.Node, how: Delay, step: PlannedStep) -> fx.Node:
@@ -178,7 +209,7 @@ class _Maker:
         queue = self._state(like.meta["val"], step.node.name)
         joined = self._edit.call(_aten.cat.default, [queue, one], axis)
         after = self._edit.call(_aten.slice.Tensor, joined, axis, 1, how.tokens + 1)
-        self._carried.append((queue, after, step.node.name))
+        self._next[queue] = after
         return self._edit.call(_aten.slice.Tensor, joined, axis, 0, 1)
 
     def _position(self) -> fx.Node:
@@ -189,12 +220,12 @@ class _Maker:
                 like = torch.zeros(1, dtype=torch.int64)
             self._counter = self._state(like, "position")
             after = self._edit.call(_aten.add.Scalar, self._counter, 1)
-            self._carried.append((self._counter, after, "position"))
+            self._next[self._counter] = after
         return self._counter
 
     def _state(self, like: Tensor, of: str) -> fx.Node:
         graph = self._program.graph
-        name = f"{_STATE}_{len(self._carried)}"
+        name = f"{_STATE}_{len(self._of)}"
         taken = {n.name for n in graph.nodes}
         while name in taken:
             name += "_"
@@ -202,6 +233,7 @@ class _Maker:
         with graph.inserting_after(last):
             node = graph.placeholder(name)
         node.meta["val"] = like
+        self._of[node] = of
         return node
 
     def _repeated(self, step: PlannedStep, how: RowWise, read: list[fx.Node]) -> fx.Node:

@@ -1,14 +1,13 @@
 """A causal model as a step: prepared, taken apart, and proved token by token against the whole."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from flowopt.errors import UserError
-from flowopt.ir.evaluate import RUN_ERRORS, evaluate
+from flowopt.ir.evaluate import RUN_ERRORS
 from flowopt.ir.float64 import raised_tensor
 from flowopt.program.program import Program
 from flowopt.recurrence.step_program import StepProgram, step_program
@@ -21,14 +20,14 @@ from flowopt.verification.running import first_line
 from flowopt.verification.weakness import weak_outputs
 from flowopt.workflows.pipelines import Pipeline
 
-# One spelling of every operator, and masks and shapes that are known.
+# One spelling of every operator, and masks and shapes that are known. Constants are folded in the step: folded before,
+# in the model's own precision, they would be so in its float64 twin too.
 _PREPARATION: Final = (
     "canonicalize-aten",
     "eliminate-no-ops",
     "eliminate-common-subexpressions",
     "simplify-masks",
     "simplify-shapes",
-    "fold-constants",
 )
 # The states of an example are those behind its first tokens: zeros would say little of the rest.
 _WARM: Final = 4
@@ -65,7 +64,9 @@ def recurrent(
         return made
     with strict_float32():
         evidence = collect_evidence(program, seed=seed, on_case=lambda label: on_progress(f"the whole model: {label}"))
-        verdict = _verdict(program, made, evidence, on_progress)
+        # Taken apart once more in float64: coefficients of the step are rounded where they are stored.
+        twin = step_program(prepared.raised_copy(), made.recurrence.sequence).program
+        verdict = _verdict(program, made, twin, evidence, on_progress)
     return dataclasses.replace(made, recurrence=dataclasses.replace(made.recurrence, verdict=verdict))
 
 
@@ -104,14 +105,16 @@ def _warmed(made: StepProgram, whole: Program) -> Program:
     return dataclasses.replace(program, example=program.example | dict(stream.states))
 
 
-def _verdict(program: Program, made: StepProgram, evidence: Evidence, on_progress: Callable[[str], None]) -> Verdict:
+def _verdict(
+    program: Program, made: StepProgram, twin: Program, evidence: Evidence, on_progress: Callable[[str], None]
+) -> Verdict:
     findings: list[Finding] = []
     figures: list[Figures] = []
     # Values that take a node's place stand for whole sequences.
     cases = [known for known in evidence.cases if not known.case.overrides]
     for known in cases:
         on_progress(f"token by token: {known.case.label}")
-        for one in _judged(made, known):
+        for one in _judged(made, twin, known):
             (figures if isinstance(one, Figures) else findings).append(one)  # type: ignore[arg-type]  # each in its list
     labels = tuple(known.case.label for known in cases)
     if findings:
@@ -123,26 +126,18 @@ def _verdict(program: Program, made: StepProgram, evidence: Evidence, on_progres
     return Verdict(outcome, (), tuple(figures), (*weak, *evidence.skipped), evidence.seed, labels)
 
 
-def _judged(made: StepProgram, known: CaseEvidence) -> Iterator[Figures | Finding]:
+def _judged(made: StepProgram, twin: Program, known: CaseEvidence) -> Iterator[Figures | Finding]:
     label, sizes = known.case.label, known.case.sizes
     try:
         found = Stream(made.program.run_named, made.recurrence, sizes).run(**known.case.inputs)
-        raised = {name: raised_tensor(value) for name, value in known.case.inputs.items()}
-        twin = Stream(_raised(made.program), made.recurrence, sizes, dtype=torch.float64).run(**raised)
+        inputs = {name: raised_tensor(value) for name, value in known.case.inputs.items()}
+        raised = Stream(twin.run_named, made.recurrence, sizes, dtype=torch.float64).run(**inputs)
     except RUN_ERRORS as error:
         yield Finding("structure", "the step", label, f"it does not run: {first_line(error)}")
         return
     for name, one in known.outputs.items():
-        result = compare(name, label, one, found[name], twin[name])
+        result = compare(name, label, one, found[name], raised[name])
         # Of what lies ahead a whole sequence takes the zeroth part, and that of NaN is NaN. A step has not seen it.
         yield from (f for f in result.findings if not (f.gate == "specials" and f.message.startswith(SWALLOWED)))
         if result.figures is not None:
             yield dataclasses.replace(result.figures, regime=known.case.regime)
-
-
-def _raised(program: Program) -> Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]:
-    def run(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        values = evaluate(program.graph, program.read, inputs, raised=True)
-        return {o.name: v for o, v in zip(program.outputs, values, strict=True)}
-
-    return run

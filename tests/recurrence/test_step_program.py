@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowopt.errors import UserError
+from flowopt.ops.ssm.s4d import S4D
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.recurrence.step_program import StepProgram, step_program
@@ -26,15 +27,16 @@ def difference(program: Program, batch: int, length: int) -> float:
         given = torch.randint(0, VOCABULARY, (batch, length), generator=generator)
     else:
         given = torch.randn(batch, length, 8, generator=generator, dtype=torch.float64)
-    whole, step = program.raised_copy(), made.program.raised_copy()
+    whole = program.raised_copy()
+    step = step_program(whole, "sequence").program
     wanted = whole.run_named({name: given})
     stream = Stream(step.run_named, made.recurrence, {"batch": batch}, dtype=torch.float64)
     found = stream.run(**{name: given})
     return max(float((found[key] - wanted[key]).abs().max()) for key in wanted)
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 30])
-@pytest.mark.parametrize("name", ["elu", "relu", "hedgehog", "t2r", "mean"])
+@pytest.mark.parametrize("length", [1, 7])
+@pytest.mark.parametrize("name", ["elu", "favor", "cosformer", "hedgehog", "t2r", "flow", "mean"])
 def test_linear_attention_goes_token_by_token(name: str, length: int) -> None:
     assert difference(decoder(name), 2, length) <= EXACT
 
@@ -112,6 +114,24 @@ def test_positions_that_are_looked_up_and_inputs_without_tokens() -> None:
     ids, label = torch.randint(0, VOCABULARY, (2, 5)), torch.tensor([3, 1])
     found = Stream(made.program.run_named, made.recurrence, {"batch": 2}).run(ids=ids, label=label)
     torch.testing.assert_close(found["output"], program.run(ids, label))
+
+
+@pytest.mark.parametrize("length", [1, 2, 40])
+def test_state_spaces_carry_their_states_in_real_numbers(length: int) -> None:
+    program = on_tokens(Convolved())
+    assert difference(program, 2, length) <= EXACT
+    shapes = [state.shape for state in step_program(program, "sequence").recurrence.states]
+    assert shapes == [("batch", 8, 8), ("batch", 8, 8)]
+
+
+class Convolved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = S4D(8, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolved: Tensor = self.layer(x.transpose(1, 2))
+        return torch.tanh(convolved).transpose(1, 2)
 
 
 def made() -> StepProgram:
