@@ -17,6 +17,7 @@ from flowopt.cli.options import (
     Dynamic,
     Eval,
     Factory,
+    Form,
     Inputs,
     Json,
     Level,
@@ -65,10 +66,7 @@ def optimize(
             "--tuned", metavar="FILE", show_default=False, help="Measured choices to follow in place of cost models."
         ),
     ] = None,
-    form: Annotated[
-        Literal["parallel", "recurrent"],
-        typer.Option("--form", help="recurrent: a causal model as a step, one token in and out, with explicit state."),
-    ] = "parallel",
+    form: Form = "parallel",
     sequence: Annotated[
         str | None,
         typer.Option(

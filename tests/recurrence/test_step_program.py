@@ -230,6 +230,8 @@ def test_refuses_a_dimension_that_is_not_free() -> None:
 
 
 class Counting(nn.Module):
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(1))

@@ -79,7 +79,7 @@ def forgetful(program: object, sequence: str) -> StepProgram:
     """A step that halves what it carries in the first place."""
     made = step_program(program, sequence)  # type: ignore[arg-type]  # a program
     (output,) = made.program.graph.find_nodes(op="output")
-    found, *states = output.args[0]  # type: ignore[misc]  # outputs are a tuple
+    found, *states = output.args[0]
     with made.program.graph.inserting_before(output):
         half = made.program.graph.call_function(torch.ops.aten.mul.Scalar, (states[0], 0.5))
     half.meta = dict(states[0].meta)
