@@ -101,6 +101,15 @@ def test_the_chunked_form_runs_at_every_length(name: str, tmp_path: Path) -> Non
     require_every_length(name, "chunked", "cpu", tmp_path)
 
 
+@pytest.mark.parametrize("length", [3, 70])
+def test_the_length_is_free_beside_a_fixed_batch(length: int) -> None:
+    module = random_attention("flow", attention_shape(True)).float()
+    free = {name: {2: "length"} for name in FREE}
+    tokens = single(*random_tokens(1, length, batch=1))
+    program = flowopt.capture(module, tokens, dynamic=free, dims={"length": (1, None)})
+    assert program.interface.inputs[0].shape == (1, 2, "length", 8)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["cpu", "tvm"])
 @pytest.mark.parametrize("name", KERNELS)
