@@ -30,7 +30,7 @@ class Step(nn.Module):
 
 def lowered(module: nn.Module, inputs: tuple, dynamic: dict | None, target: str, folder: Path) -> flowopt.Artifact:
     dims = DIMS if dynamic else None
-    program = flowopt.capture(module, inputs, dynamic=dynamic, dims=dims)
+    program = flowopt.capture(module.eval(), inputs, dynamic=dynamic, dims=dims)
     artifact = flowopt.optimize(program, target=target, folder=folder / "made", verify="off").artifact
     assert artifact is not None
     return artifact
@@ -78,7 +78,7 @@ def require_steps(name: str, target: str, folder: Path) -> None:
     artifact = lowered(Step(module), (*first, state), None, target, folder)
     rows = []
     for i in range(5):
-        found = artifact.run(*single(*(x[:, :, i : i + 1] for x in tokens)), state)
+        found = artifact.run(*single(*(x[:, :, i : i + 1] for x in tokens)), *state)
         assert isinstance(found, dict)
         row, *carried = found.values()
         rows.append(row)
