@@ -158,7 +158,7 @@ def test_beyond_the_budget_nothing_is_written(tmp_path: Path) -> None:
         ({"linearize": "hedgehog"}, "adapt does one thing"),
         ({"swap_norm": None, "linearize": "hedgehgo"}, "linearize='hedgehgo' is not known"),
         ({"swap_norm": None, "linearize": "hedgehog", "threshold": 0.2}, "threshold=0.2 is of swap_norm"),
-        ({"swap_norm": None, "linearize": "hedgehog", "keep_softmax": 1.0}, "keep_softmax=1.0 is a share"),
+        ({"swap_norm": None, "linearize": "hedgehog", "keep_softmax": 1.0}, "keep_softmax=1.0 is no share"),
         ({"swap_norm": None, "linearize": "hedgehog", "keep_by": "kl"}, "keep_by='kl' is not known"),
         ({"keep_softmax": 0.5}, "keep_softmax=0.5 is of linearize"),
         ({"attention": {"window": 4}}, "attention={'window': 4} is of linearize"),

@@ -129,6 +129,8 @@ class Linearizing:
             on_progress=self.on_progress,
         )
         kept = [one for one in found if one.is_kept]
+        if not any(p.requires_grad for name in student.attentions for p in student.leaves[name].parameters()):
+            return f"{self.to} has no map to train: distillation trains what it reads"
         return f"{len(kept)} of {len(found)} attentions came nearer to softmax on the original's own inputs"
 
     def _measured(
@@ -173,7 +175,10 @@ class Linearizing:
                 wanted, _ = student(batch.inputs)
             found = frozen.run_named(batch.inputs)
             for name in self.outputs:
-                off, size = (found[name] - wanted[name]).double().norm(), wanted[name].double().norm()
+                # Where a sample is nothing but padding, both may give no numbers.
+                both = found[name].isnan() & wanted[name].isnan()
+                off = (found[name] - wanted[name]).double().masked_fill(both, 0.0).norm()
+                size = wanted[name].double().masked_fill(both, 0.0).norm()
                 # The same operators, in another order at most; a stand-in that was written wrong is off by a share.
                 if not off <= _SAME * size:
                     raise InternalError(f"{name} of the frozen model is {off / size:.2g} from that of the trained one")
