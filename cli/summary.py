@@ -38,6 +38,8 @@ def explain_headline(report: Report, model: str) -> str:
 def adaptation_lines(found: StoredAdaptation) -> list[str]:
     """How a stored model was made of another, and how far it is from that one."""
     whose = f", {found.swapped} of {counted(found.norms, 'norm')} replaced" if found.norms else ""
+    if found.layers:
+        whose = f", {found.linearized} of {counted(found.layers, 'attention')} linearized"
     lines = [f"adapted on {found.data}: {found.method}{whose}; not the function of its original"]
     where = f"on {counted(found.held_out, 'held-out sample')}"
     for one in found.agreement:

@@ -24,6 +24,7 @@ from flowopt.passes.fold.fold_linear_chain import FoldLinearChain
 from flowopt.passes.fold.fold_norm_affine import FoldNormAffine
 from flowopt.passes.fold.fold_parametrizations import FoldParametrizations
 from flowopt.passes.fold.fold_scale import FoldScale
+from flowopt.passes.fold.fold_ssm_kernel import FoldSsmKernel
 from flowopt.passes.fold.fold_value_bias import FoldValueBias
 from flowopt.passes.merge.merge_parallel_linears import MergeParallelLinears
 from flowopt.passes.recognize.recognize_batch_channel_norm import RecognizeBatchChannelNorm
@@ -182,6 +183,17 @@ def rms_norm_between_casts() -> tuple[Program, RewritePass[Any]]:
     return capture(module.eval(), (torch.zeros(2, 6, dtype=torch.bfloat16),)), RecognizeRmsNorm()
 
 
+def state_space_layer() -> tuple[Program, RewritePass[Any]]:
+    def forward(m: Written, u: Tensor) -> Tensor:
+        powers = torch.exp(torch.view_as_complex(m.poles).unsqueeze(-1) * torch.arange(5))
+        spectrum = torch.fft.rfft(2 * torch.einsum("hn,hnl->hl", torch.view_as_complex(m.gains), powers).real, n=10)
+        y = torch.fft.irfft(torch.fft.rfft(u, n=10) * spectrum, n=10)[..., :5]
+        return y + u * m.skip.unsqueeze(-1)
+
+    module = Written(forward, poles=torch.ones(3, 2, 2), gains=torch.ones(3, 2, 2), skip=torch.ones(3)).eval()
+    return capture(module, (torch.zeros(2, 3, 5),)), FoldSsmKernel()
+
+
 def grids_of_positions() -> tuple[Program, RewritePass[Any]]:
     def forward(m: Any, x: Tensor) -> Tensor:
         samples, places = torch.arange(x.shape[0])[:, None, None], torch.arange(x.shape[1])
@@ -212,6 +224,7 @@ GOLDEN: dict[str, Callable[[], tuple[Program, RewritePass[Any]]]] = {
     "recognize_batch_channel_norm": channel_norm,
     "fold_linear_chain": layers_in_a_row,
     "fold_scale": scaled_scores,
+    "fold_ssm_kernel": state_space_layer,
     "fold_value_bias": attention_with_biases,
     "recognize_rms_norm": rms_norm_with_gain,
     "recognize_rms_norm_between_casts": rms_norm_between_casts,

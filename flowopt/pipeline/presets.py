@@ -10,6 +10,7 @@ PRESETS: Final[dict[str, tuple[str, ...]]] = {
         "simplify-masks",
         "simplify-shapes",
         "hoist-selections",
+        "fold-ssm-kernel",
         "fold-constants",
         "fold-parametrizations",
         "recognize-batch-channel-norm",

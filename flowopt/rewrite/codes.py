@@ -49,4 +49,5 @@ CODES: Final[dict[str, str]] = {
     "train-mode": "the operator was captured in train mode",
     "unsteady-norm": "what the norm divides by differs too much from token to token for a fixed scale",
     "unsupported-spelling": "the operator's arguments have a form that this pass does not handle",
+    "wraps-around": "the transform is shorter than the convolution, and what leaves at its end enters at its beginning",
 }

@@ -13,6 +13,8 @@ MODEL = f"{HERE}:pre_norm"
 # It fails when it is loaded.
 BROKEN = model("broken")
 SWAP = ("--swap-norm", "unified", "--data", "images.npz")
+LINEAR = ("--linearize", "hedgehog", "--data", "images.npz")
+SELECT = ("--recalibrate", "select", "--data", "images.npz")
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +32,20 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint", "hint"),
     [
-        ((), "adapt does one thing: --swap-norm or --recalibrate", "--swap-norm unified --data FILE"),
+        ((), "adapt does one thing: --swap-norm, --linearize or --recalibrate", "--swap-norm unified --data FILE"),
         (("--data", "images.npz"), "adapt does one thing", "--swap-norm unified"),
         ((*SWAP, "--recalibrate", "select"), "adapt does one thing", "--swap-norm unified"),
+        ((*SWAP, "--linearize", "hedgehog"), "adapt does one thing", "--swap-norm unified"),
+        (("--linearize", "hedgehgo", "--data", "x"), "'hedgehgo' is no linear attention", "did you mean hedgehog?"),
+        ((*LINEAR, "--norms", "0"), "--norms is of --swap-norm", "leave it out where attention is linearized"),
+        ((*LINEAR, "--settle", "0.5"), "--settle is of --swap-norm", "leave it out where attention is linearized"),
+        ((*LINEAR, "--recover", "ridge"), "'ridge' is no step of this recovery", "--recover transfer,distill"),
+        ((*LINEAR, "--transfer-steps", "0"), "invalid value for '--transfer-steps'", "flowopt adapt --help"),
+        ((*SWAP, "--keep-softmax", "0.5"), "--keep-softmax is of --linearize", "leave it out where norms are swapped"),
+        ((*SWAP, "--recover", "transfer"), "'transfer' is no step of this recovery", "--recover ridge,distill"),
+        ((*SWAP, "--target-weight", "1"), "--target-weight is of --recalibrate", "leave it out where norms are"),
+        ((*SELECT, "--lora", "4"), "--lora is of --swap-norm and --linearize", "recalibration trains nothing"),
+        ((*SELECT, "--window", "4"), "--window is of --linearize", "recalibration trains nothing"),
         (("--swap-norm", "unified"), "there is no data", "--data images.npz, arrays by input name"),
         (
             ("--swap-norm", "unifide", "--data", "x"),

@@ -18,6 +18,7 @@ from tests.goals import (
     absorb,
     adapt,
     alarms,
+    attention,
     bench,
     constants,
     linear,
@@ -53,6 +54,7 @@ ROWS = (
     *tvm.ROWS,
     *bench.ROWS,
     *adapt.ROWS,
+    *attention.ROWS,
     *swaps.ROWS,
     *linear.ROWS,
 )

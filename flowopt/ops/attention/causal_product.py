@@ -1,6 +1,7 @@
 """Causal linear attention before its normalisation."""
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from flowopt.ops.attention.in_chunks import in_chunks
 from flowopt.ops.attention.prefix_state import prefix_state
@@ -24,6 +25,5 @@ def causal_product(query: Tensor, key: Tensor, value: Tensor, chunk: int | None)
     q, k, v = (in_chunks(x, chunk) for x in (query, key, value))
     within = (q @ k.transpose(-1, -2)).tril() @ v
     y = within + q @ prefix_state(k, v, batch * heads)
-    y = y.reshape(batch, heads, -1, value.shape[3])
-    # Cropped by a negative pad: of a slice, torch.export asks whether it is whole, and fixes the length by the answer.
-    return nn.functional.pad(y, (0, 0, 0, length - y.shape[2]))
+    # Chosen by index: of a slice, torch.export asks whether it is whole, and fixes the length by the answer.
+    return y.reshape(batch, heads, -1, value.shape[3]).index_select(2, torch.arange(length, device=y.device))

@@ -10,6 +10,6 @@ def in_chunks(x: Tensor, chunk: int) -> Tensor:
     length that no axis has the size 1, which it would compile otherwise.
     """
     batch, heads, length, width = x.shape
-    count = (length + chunk - 1) // chunk + 1
+    count = (length + 2 * chunk - 1) // chunk
     filled = nn.functional.pad(x, (0, 0, 0, count * chunk - length))
     return filled.reshape(batch * heads * count, chunk, width)

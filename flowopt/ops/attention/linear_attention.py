@@ -10,6 +10,7 @@ from flowopt.errors import UserError
 from flowopt.ops.attention.causal_product import causal_product
 from flowopt.ops.attention.feature_map import FeatureMap
 from flowopt.ops.attention.linear_form import AttentionShape, Form, LinearForm, State
+from flowopt.ops.attention.token_sum import token_sum
 
 
 @final
@@ -46,7 +47,7 @@ class LinearAttention(LinearForm):
         if self.shape.is_causal:
             total = causal_product(q, k, v, self.chunk if self.form == "chunked" else None)
             return self._normalised(total, q, k.cumsum(2)).to(value.dtype)
-        return self._normalised(q @ (k.transpose(-1, -2) @ v), q, k.sum(2, keepdim=True)).to(value.dtype)
+        return self._normalised(q @ (k.transpose(-1, -2) @ v), q, token_sum(k)).to(value.dtype)
 
     def initial_state(self, like: Tensor) -> State:
         if not self.shape.is_causal:
@@ -71,8 +72,8 @@ class LinearAttention(LinearForm):
 
     def _token_by_token(self, q: Tensor, k: Tensor, v: Tensor, state: State) -> Tensor:
         made = []
-        for token in zip(*(x.split(1, 2) for x in (q, k, v)), strict=True):
-            one, state = self._token(*token, state)
+        for q_i, k_i, v_i in zip(q.split(1, 2), k.split(1, 2), v.split(1, 2), strict=True):
+            one, state = self._token(q_i, k_i, v_i, state)
             made.append(one)
         return torch.cat(made, 2)
 

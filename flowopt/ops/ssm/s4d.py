@@ -116,7 +116,7 @@ class S4D(nn.Module):
     def _transformed(self, u: Tensor) -> Tensor:
         length = u.shape[-1]
         spectrum = torch.fft.rfft(self._kernel(length), n=2 * length)
-        y = torch.fft.irfft(torch.fft.rfft(u, n=2 * length) * spectrum, n=2 * length)[..., :length]
+        y: Tensor = torch.fft.irfft(torch.fft.rfft(u, n=2 * length) * spectrum, n=2 * length)[..., :length]
         return y + u * self.D.unsqueeze(-1)
 
     def _kernel(self, length: int) -> Tensor:

@@ -44,7 +44,8 @@ def require_recovery(
         require_beginning(settings, plan.checkpoint, resume=plan.resume, unknown=unknown)
         next(data.validation(), None)
     if {RIDGE, MATCH, TRANSFER} & set(plan.ordered):
-        first = [batch.inputs for batch in itertools.islice(data.calibration(calibration), 2)]
+        count = max(calibration, plan.transfer_batches) if TRANSFER in plan.ordered else calibration
+        first = [batch.inputs for batch in itertools.islice(data.calibration(count), 2)]
         parted(first, None, batch_axis(program.interface))
 
 
@@ -52,7 +53,7 @@ def distillation(
     settings: RecoverySettings, outputs: Collection[str], features: Collection[str], seed: int
 ) -> RecoverySettings:
     """The settings with what is empty in them filled in."""
-    # Values of norms, or of attention, keep the model on its way from layer to layer; a loss of the user's own stands alone.
+    # Values of norms, or of attention, keep the model on its way from layer to layer; a user's own loss stands alone.
     wanted = tuple(features) if settings.loss in LOSSES else ()
     return replace(
         settings, outputs=settings.outputs or tuple(outputs), features=settings.features or wanted, seed=seed

@@ -58,6 +58,8 @@ def distilled(
         f"{found.steps} steps, ended by {ended}; validation loss {found.start_loss:.3g}, the least is "
         f"{found.best_loss:.3g} at step {found.best_step}, which was kept"
     )
+    if settings.lora_rank:
+        note += f"; as matrices of rank {settings.lora_rank}, added to the weights"
     return Distilled(note, tuple((one.step, one.held_out) for one in found.history))
 
 
