@@ -11,6 +11,7 @@ from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from tests.analysis.attentions import HEADS, LENGTH, REAL, WIDTH, K, Q, V, attend, places, program_of, written
 from tests.passes.programs import Written, decomposed, normal
+from tests.zoo.architectures import ARCHITECTURES
 
 
 def only(program: Program) -> AttentionSite:
@@ -202,3 +203,29 @@ def test_a_softmax_that_weighs_no_values_is_no_attention() -> None:
 
     program = capture(Written(gated, table=normal(WIDTH, 3)).eval(), (normal(2, WIDTH),))
     assert attention_sites(program) == ()
+
+
+# Architectures: codes of refused attentions (empty: none), causal or not, padding or not.
+KNOWN: dict[str, set[tuple[str, bool, bool]]] = {
+    "llama": {("", True, True)},
+    "bert": {("", False, True)},
+    "bart": {("", False, True), ("", True, False)},
+    "clip-text": {("", True, True)},
+    "vit": {("", False, False)},
+    "t5": {("relative-bias", False, False)},
+    "swin": {("relative-bias", False, False)},
+    "siglip-vision": {("", False, False), ("attention-not-recognized", False, False)},
+    "flux": {("", False, False)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KNOWN)
+def test_attentions_of_architectures_are_what_they_are(name: str) -> None:
+    model = ARCHITECTURES[name]()
+    program = capture(model.module, (), model.kwargs, dynamic=model.dynamic, dims=model.dims)
+    found = {
+        ("" if site.refusal is None else site.refusal.code, site.shape.is_causal, site.has_padding)
+        for site in attention_sites(program)
+    }
+    assert found == KNOWN[name]
