@@ -32,7 +32,8 @@ def test_a_call_is_a_site() -> None:
     site = only(program_of(lambda m, q, k, v: attend(q, k, v), inputs=inputs))
     assert (site.name, site.position) == ("scaled_dot_product_attention", 0)
     assert (site.query, site.key, site.value, site.mask) == ("q", "k", "v", None)
-    assert site.shape == AttentionShape(heads=4, head_dim=8, value_dim=3, is_causal=False, scale=8**-0.5)
+    wanted = AttentionShape(heads=4, head_dim=8, value_dim=3, is_causal=False, scale=8**-0.5, is_cross=True)
+    assert site.shape == wanted
     assert (site.key_heads, site.query_length, site.key_length, site.refusal) == (4, 6, 5, None)
 
 

@@ -1,6 +1,5 @@
 """The row of linear attention's speed, and the judgement that short sequences are not worth it."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -101,13 +100,10 @@ def judged_minilm(to: str = "hybrid", length: int = SHORT) -> tuple[AttentionRec
     ).records
 
 
-def below_crossover(records: Sequence[AttentionRecord]) -> bool:
-    """Whether every layer is refused because it would be slower."""
-    return bool(records) and all(
-        record.reason.startswith("below-crossover")
-        and (record.crossover is None or not math.isclose(record.crossover, record.length))
-        for record in records
-    )
+def problem_of_minilm() -> str:
+    """Empty where every layer is refused for its speed, else what was decided."""
+    reasons = sorted({record.reason.partition(":")[0] or record.decision for record in judged_minilm()})
+    return "" if reasons == ["below-crossover"] else f"its layers at {SHORT} tokens are {reasons}"
 
 
 ROWS = (
