@@ -75,7 +75,7 @@ def _forms() -> Iterator[tuple[str, str]]:
         # Steps are slow: of long sequences, fewer.
         for seed in SEEDS if length < LENGTHS[-1] else SEEDS[:2]:
             for kind in (*DISCRETIZATIONS, "dss"):
-                layer = random_s4d(CHANNELS, STATES, discretization=kind, seed=seed)  # type: ignore[arg-type]  # named
+                layer = random_s4d(CHANNELS, STATES, discretization=kind, seed=seed)
                 check = partial(check_forms, layer, inputs(length, seed))
                 yield f"{kind}, {length} steps, seed {seed}", problem_of(check)
 
@@ -86,8 +86,10 @@ def check_artifact(target: str, length: int, *, is_free: bool) -> None:
     layer = random_s4d(CHANNELS, STATES, seed=length).float()
     # What float32 parameters say, in float64.
     exact.load_state_dict(layer.state_dict())
-    options = {"dynamic": {"u": {0: "batch", 2: "length"}}, "dims": {"length": (1, length)}} if is_free else {}
-    program = flowopt.capture(layer, (inputs(length).float(),), **options)
+    free = {"u": {0: "batch", 2: "length"}} if is_free else None
+    program = flowopt.capture(
+        layer, (inputs(length).float(),), dynamic=free, dims={"length": (1, length)} if free else None
+    )
     try:
         with tempfile.TemporaryDirectory() as folder:
             result = flowopt.optimize(
