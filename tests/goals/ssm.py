@@ -11,6 +11,7 @@ from torch import Tensor
 import flowopt
 from flowopt.errors import FlowoptError
 from flowopt.ops.ssm import S4D, DiagonalSystem, Discretization, chunk_tables, kernel_of
+from flowopt.workflows.recurrent_form import recurrent_form
 from tests.goals.row import Measured, Row, counted, problem_of
 from tests.ops.ssm.random_s4d import random_s4d
 
@@ -75,7 +76,7 @@ def _forms() -> Iterator[tuple[str, str]]:
         # Steps are slow: of long sequences, fewer.
         for seed in SEEDS if length < LENGTHS[-1] else SEEDS[:2]:
             for kind in (*DISCRETIZATIONS, "dss"):
-                layer = random_s4d(CHANNELS, STATES, discretization=kind, seed=seed)  # type: ignore[arg-type]  # named
+                layer = random_s4d(CHANNELS, STATES, discretization=kind, seed=seed)
                 check = partial(check_forms, layer, inputs(length, seed))
                 yield f"{kind}, {length} steps, seed {seed}", problem_of(check)
 
@@ -86,8 +87,10 @@ def check_artifact(target: str, length: int, *, is_free: bool) -> None:
     layer = random_s4d(CHANNELS, STATES, seed=length).float()
     # What float32 parameters say, in float64.
     exact.load_state_dict(layer.state_dict())
-    options = {"dynamic": {"u": {0: "batch", 2: "length"}}, "dims": {"length": (1, length)}} if is_free else {}
-    program = flowopt.capture(layer, (inputs(length).float(),), **options)
+    free = {"u": {0: "batch", 2: "length"}} if is_free else None
+    program = flowopt.capture(
+        layer, (inputs(length).float(),), dynamic=free, dims={"length": (1, length)} if free else None
+    )
     try:
         with tempfile.TemporaryDirectory() as folder:
             result = flowopt.optimize(
@@ -104,10 +107,35 @@ def check_artifact(target: str, length: int, *, is_free: bool) -> None:
         raise AssertionError(f"{target}: {error.message}") from error
 
 
+def check_step(target: str, length: int) -> None:
+    """The lowered step, token by token with the states carried, against the float64 transform of all tokens."""
+    exact = random_s4d(CHANNELS, STATES, seed=length)
+    layer = random_s4d(CHANNELS, STATES, seed=length).float()
+    exact.load_state_dict(layer.state_dict())
+    u = inputs(length).float()
+    free = {"u": {0: "batch", 2: "length"}}
+    form = recurrent_form(flowopt.capture(layer, (u,), dynamic=free, dims={"length": (1, length)}), "length")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            result = flowopt.optimize(form.program, target=target, folder=Path(folder) / "out")
+            assert result.artifact is not None, f"different: {result.verdict.findings[:1]}"
+            states, outputs = [u.new_zeros(len(u), *shape) for shape in form.shapes], []
+            for at in range(length):
+                made = result.artifact.run(u[..., at : at + 1], *states)
+                assert isinstance(made, dict)
+                y, *states = made.values()
+                outputs.append(y)
+            with torch.no_grad():
+                require_same(f"the step on {target}", torch.cat(outputs, -1), exact(u.double()), IN_FLOAT32)
+    except FlowoptError as error:
+        raise AssertionError(f"{target}: {error.message}") from error
+
+
 def _artifacts() -> Iterator[tuple[str, str]]:
     for target in ("cpu", "tvm"):
         for length in LENGTHS:
             yield f"{target}, {length} steps", problem_of(partial(check_artifact, target, length, is_free=False))
+        yield f"{target}, steps with states", problem_of(partial(check_step, target, LENGTHS[-1]))
         yield f"{target}, up to 1000 steps", problem_of(partial(check_artifact, target, LENGTHS[-1], is_free=True))
 
 
