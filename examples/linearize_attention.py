@@ -25,8 +25,8 @@ import flowopt
 from flowopt.ops.attention import AttentionShape, InPlaceOfSoftmax, linearization
 from flowopt.report.adaptation import Adaptation
 
-# Questions are short: the window of hybrid is smaller than they are.
-KINDS: dict[str, dict[str, int]] = {"flow": {}, "hedgehog": {}, "hybrid": {"window": 4}}
+# Questions are short: chunks and the window of hybrid are shorter still, where by default both are 64.
+KINDS: dict[str, dict[str, int]] = {"flow": {}, "hedgehog": {}, "hybrid": {"window": 4, "chunk": 16}}
 STAGES = ("mean-of-values", "zero-shot", "transfer", "distill")
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 
