@@ -1,6 +1,7 @@
 """What a mask of attention hides: padding, what comes later, both; or why it is none of these."""
 
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, fx
@@ -75,6 +76,7 @@ def mask_kind(
     return kinds[0]
 
 
+@final
 class _Findings:
     """What is left of the possible kinds after some trials."""
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, fx
@@ -228,6 +228,7 @@ def _size_or_filled(program: Captured, node: fx.Node, sizes: Mapping[str, int]) 
     return called(node, stand_in, raised=False) if node.target in _SHAPE_ONLY else stand_in(node)
 
 
+@final
 class _Feed:
     """Inputs of the kinds that masks are computed from."""
 
