@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, fx
 
 from flowopt.analysis.captured import Captured
-from flowopt.analysis.mask_trials import MaskSource, Trial, longest_window, mask_source, mask_trials, polarities
+from flowopt.analysis.mask_source import MaskSource, mask_source
+from flowopt.analysis.mask_trials import Trial, longest_window, mask_trials, polarities
 from flowopt.ops.attention.attention_mask import HIDDEN_SCORE
 
 Size = int | torch.SymInt
