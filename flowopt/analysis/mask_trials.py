@@ -198,4 +198,4 @@ class _Feed:
             return (torch.rand(shape, generator=self._random) < 0.7) | (places == cut - 1)
         if pattern == "right":
             return places < cut
-        return places >= cut.clamp(max=length - 1) if pattern == "left" else torch.ones(length, dtype=torch.bool)
+        return places >= cut.clamp(max=length - 1) if pattern == "left" else torch.ones(shape, dtype=torch.bool)
