@@ -61,6 +61,7 @@ from flowopt.cli.options import (
     Dynamic,
     Eval,
     Factory,
+    Form,
     Inputs,
     Json,
     Limit,
@@ -123,6 +124,7 @@ def adapt(
         Path | None,
         typer.Option("-o", "--out", metavar="DIR", show_default=False, help="The artifact's; else <name>.flowopt."),
     ] = None,
+    form: Form = "parallel",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Judge norms or attention and stop; nothing is changed.")
     ] = False,
@@ -237,6 +239,7 @@ def adapt(
             target=target,
             arch=arch,
             folder=out,
+            form=form,
             dry_run=dry_run,
             timing=not no_timing,
             seed=seed,

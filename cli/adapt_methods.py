@@ -17,7 +17,7 @@ _WITHOUT: Final = {
 _OF: Final[Mapping[tuple[str, ...], tuple[str, ...]]] = {
     (_SWAP,): ("norms", "threshold", "settle"),
     (_LINEARIZE,): (
-        "layers", "keep_softmax", "keep_by", "length", "window", "chunk", "transfer_steps", "transfer_lr",
+        "layers", "keep_softmax", "keep_by", "length", "window", "chunk", "form", "transfer_steps", "transfer_lr",
     ),
     (_SWAP, _LINEARIZE): (
         "force", "padding", "recover", "steps", "minutes", "lr", "optimizer", "loss", "schedule", "patience",

@@ -5,6 +5,7 @@ from collections import Counter
 from flowopt.pipeline.text import CANONICALIZE
 from flowopt.report.by_regime import RegimeFigures
 from flowopt.report.passes import PassRecord
+from flowopt.report.recurrence import Recurrence
 from flowopt.report.report import Report
 from flowopt.report.stored import StoredAdaptation
 from flowopt.report.verdict import Metrics, Outcome, Verdict
@@ -147,3 +148,12 @@ def _most_frequent_refusal(records: list[PassRecord]) -> str:
         return "none was refused"
     code, count = codes.most_common(1)[0]
     return f"most frequent refusal: {code} ({count} of {counted(sites, 'site')})"
+
+
+def recurrence_line(found: Recurrence) -> str:
+    """What a step carries, and whether it was proved against the model on whole sequences."""
+    verdict = (
+        "not verified" if found.verdict is None else f"{found.verdict.outcome.value} to the model on whole sequences"
+    )
+    carried = counted(len(found.states), "tensor")
+    return f"a step along {found.sequence!r}: one token in and out, {carried} carried; {verdict}"

@@ -98,7 +98,9 @@ def _called(
         value=call.value.name,
         mask=None if call.mask is None else call.mask.name,
         has_padding=kind.has_padding,
-        shape=_shape(program, call.query, call.value, call.scale, is_causal=is_causal),
+        shape=_shape(
+            program, call.query, call.value, call.scale, is_causal=is_causal, is_cross=lengths[0] != lengths[1]
+        ),
         key_heads=_size(program, call.key, -3),
         query_length=_size(program, call.query, -2),
         key_length=_size(program, call.key, -2),
@@ -198,11 +200,17 @@ def _refusal(node: fx.Node, code: str, message: str) -> Refusal:
 
 
 def _shape(
-    program: Captured, query: fx.Node, value: fx.Node, scale: float | None, *, is_causal: bool
+    program: Captured,
+    query: fx.Node,
+    value: fx.Node,
+    scale: float | None,
+    *,
+    is_causal: bool,
+    is_cross: bool = False,
 ) -> AttentionShape:
     features = _size(program, query, -1)
     factor = features**-0.5 if scale is None else scale
-    return AttentionShape(_size(program, query, -3), features, _size(program, value, -1), is_causal, factor)
+    return AttentionShape(_size(program, query, -3), features, _size(program, value, -1), is_causal, factor, is_cross)
 
 
 def _size(program: Captured, node: fx.Node, axis: int) -> int:

@@ -83,6 +83,7 @@ class _Findings:
         self._is_added, self._is_inverted, self._has_heads = is_added, is_inverted, has_heads
         self._is_tried = self._hides_keys = False
         self._may_be_whole = self._may_be_causal = True
+        self._bias = ("", "")
         self.code = self.message = ""
 
     def add(self, trial: Trial, lengths: list[int]) -> None:
@@ -91,7 +92,9 @@ class _Findings:
         if not self._is_added:
             self._add(_whole(value.bool() ^ self._is_inverted, lengths), is_padded=trial.is_padded)
         elif bool(((value > HIDDEN_SCORE) & (value != 0)).any()):
-            self.code, self.message = _bias(self._source, value, lengths[0])
+            self._bias = _bias(self._source, value, lengths[0])
+            # Where there is padding, a bias has gaps, and is not what it is elsewhere.
+            self.code, self.message = ("", "") if trial.is_padded else self._bias
         else:
             self._add(_whole(value > HIDDEN_SCORE, lengths), is_padded=trial.is_padded)
 
@@ -100,8 +103,9 @@ class _Findings:
         name = self._source.mask.name
         if not self._is_tried:
             return MaskKind(code="arbitrary-mask", message=f"{name} cannot be computed from masks and sizes alone")
-        if self.code:
-            return MaskKind(code=self.code, message=f"{name} {self.message}")
+        code, message = (self.code, self.message) if self.code else self._bias
+        if code:
+            return MaskKind(code=code, message=f"{name} {message}")
         is_causal = self._may_be_causal and not self._may_be_whole
         return MaskKind(is_causal, self._hides_keys or bool(self._source.inputs))
 

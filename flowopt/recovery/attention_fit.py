@@ -95,8 +95,8 @@ class _Gauge:
         self.arguments = (site.query, site.key, site.value, *([] if site.mask is None else [site.mask]))
         self._leaf = leaf
         self._mean = InPlaceOfSoftmax(MeanAttention(site.shape))
-        query, key = (sizes_as_text(program.node(name))[-2:-1] for name in (site.query, site.key))
-        self._is_masked_self = site.has_padding and query == key
+        query = sizes_as_text(program.node(site.query))[-2:-1]
+        self._is_masked_self = site.has_padding and not site.shape.is_cross
         self._is_of_tokens = padding is not None and query == sizes_as_text(program.node(input_of(padding)))[1:2]
         self._errors = {"leaf": 0.0, "mean": 0.0}
         self._squares = 0.0

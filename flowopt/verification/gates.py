@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from flowopt.verification.output_evidence import OutputEvidence, as_real
 from flowopt.verification.ratio_gate import ratio_gate
 from flowopt.verification.rows import row_max, spread
 from flowopt.verification.twin_gate import twin_gate
+
+SWALLOWED: Final = "swallowed"
+"""How the finding begins that special values of the original are finite in the candidate."""
 
 _SATURATED = 0.5
 
@@ -134,7 +138,7 @@ def _specials(output: str, case: str, evidence: OutputEvidence, candidate: Tenso
         oracle, original, finite = (t[~evidence.undecided] for t in (oracle, original, finite))
     swallowed = ~oracle & ~original & finite
     if bool(swallowed.any()):
-        yield Finding("specials", output, case, f"swallowed: {int(swallowed.sum())} NaN or Inf became finite")
+        yield Finding("specials", output, case, f"{SWALLOWED}: {int(swallowed.sum())} NaN or Inf became finite")
     introduced = oracle & original & ~finite
     if bool(introduced.any()):
         yield Finding("specials", output, case, f"introduced: {int(introduced.sum())} finite values became NaN or Inf")

@@ -38,7 +38,7 @@ from flowopt.workflows.adapting.metrics import metric_of
 from flowopt.workflows.adapting.recalibrated import Recalibrating
 from flowopt.workflows.adapting.recovery_plan import DISTILL, RecoveryPlan
 from flowopt.workflows.lower import Progress
-from flowopt.workflows.optimize import default_folder
+from flowopt.workflows.optimize import Form, default_folder
 
 # Of the data that is not held out: distillation keeps the state that is best on it.
 _VALIDATION: Final = 0.05
@@ -91,6 +91,7 @@ def adapt(
     target: str = "cpu",
     arch: str | None = None,
     folder: str | Path | None = None,
+    form: Form = "parallel",
     dry_run: bool = False,
     timing: bool = True,
     seed: int = 0,
@@ -128,6 +129,7 @@ def adapt(
         budget: what it may cost; beyond it nothing is written.
         target_weight: of the data's statistics in those of ``alpha-bn``, 0 to 1.
         target, arch, folder: of the artifact, as for ``optimize``.
+        form: of a linearized causal model: ``recurrent`` lowers it as a step, as ``optimize`` does.
         dry_run: judge, and stop.
         timing: measure latency beside the original's artifact.
         seed: of every draw.
@@ -149,10 +151,13 @@ def adapt(
         "keep_by": (keep_by, "entropy"),
         "length": (length, None),
         "attention": (attention, None),
+        "form": (form, "parallel"),
     }
     require_options(method, of_attention, of="linearize")
     options = dict(attention or {})
-    linear = LinearChoice(linearize or "", layers, keep_softmax, keep_by, length, force, calibration, dry_run, options)
+    linear = LinearChoice(
+        linearize or "", layers, keep_softmax, keep_by, length, force, calibration, dry_run, options, form
+    )
     if linearize is not None:
         linear.require_known()
     if wanted.backend == "tvm" and not dry_run:
@@ -229,6 +234,7 @@ def adapt(
         folder=path,
         timing=timing,
         seed=seed,
+        form=form,
         on_progress=on_progress,
     )
     return AdaptResult(made, done.artifact, done.report, done.adaptation)

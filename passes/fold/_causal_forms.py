@@ -25,7 +25,7 @@ def spread(edit: Edit, x: fx.Node, name: str) -> fx.Node:
 def convolved(edit: Edit, x: fx.Node, taps: Tensor, name: str) -> fx.Node:
     """One depthwise convolution of ``x`` (B, H, L) with ``taps`` (H, longest)."""
     channels, longest = taps.shape
-    weight = edit.parameter(name, taps.flip(-1)[:, None], like=x)
+    weight = edit.parameter(f"{name}.taps", taps.flip(-1)[:, None], like=x)
     padded = edit.call(_aten.constant_pad_nd.default, x, [longest - 1, 0])
     return edit.call(_aten.conv1d.default, padded, weight, None, [1], [0], [1], channels)
 
@@ -66,7 +66,7 @@ def transformed(edit: Edit, found: FftConvolution, taps: Tensor, name: str) -> f
     """The product of spectra with that of the kernel stored: along ``found.axis`` of the input."""
     length = size_of(found.length)
     spectrum = torch.fft.rfft(taps, n=int(length))
-    stored = edit.parameter(name, spectrum if found.axis == 2 else spectrum.mT, like=found.product)
+    stored = edit.parameter(f"{name}.spectrum", spectrum if found.axis == 2 else spectrum.mT, like=found.product)
     signal = edit.call(_aten.fft_rfft.default, found.x, length, found.axis)
     product = edit.call(_aten.mul.Tensor, signal, stored)
     return edit.call(_aten.fft_irfft.default, product, length, found.axis)

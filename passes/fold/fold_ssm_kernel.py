@@ -51,12 +51,13 @@ are those of Dao and Gu, "Transformers are SSMs", section 6, without gates.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, fx
 
 from flowopt.analysis.exponential_kernel import ExponentialKernel, diagonal_system, exponential_kernel
+from flowopt.errors import UserError
 from flowopt.ir.constants import is_parameter_only
 from flowopt.ir.float64 import raised_tensor
 from flowopt.ir.metadata import sizes_as_text, symbol_of
@@ -76,6 +77,7 @@ from flowopt.rewrite import Edit, Exactness, RewritePass, Site
 
 _aten = torch.ops.aten
 Form = Literal["auto", "chunked", "conv", "fft"]
+_FORMS = get_args(Form)
 # Up to here one convolution takes as long as chunks, and is one operator.
 _SHORT = 64
 
@@ -115,6 +117,12 @@ class FoldSsmKernel(RewritePass[Plan]):
     chunk: int = 64
     max_taps: int = 1024
     max_growth: int = 67108864
+
+    def __post_init__(self) -> None:
+        if self.form not in _FORMS:
+            raise UserError(f"fold-ssm-kernel:form={self.form!r} is none of {', '.join(_FORMS)}")
+        if self.chunk < 1:
+            raise UserError(f"fold-ssm-kernel:chunk={self.chunk} must be positive")
 
     def check(self, site: Site) -> Plan:
         found = fft_convolution(site)

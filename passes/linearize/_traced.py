@@ -1,5 +1,6 @@
 """A stand-in for softmax attention as a program, for the values of one site."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 
@@ -46,8 +47,9 @@ def _captured(leaf: InPlaceOfSoftmax, inputs: Mapping[str, fx.Node]) -> Program:
             sizes.setdefault(str(value.shape[axis]), 3 + len(sizes) if axis == 0 else longest + 2 * len(sizes))
         shape = [size if isinstance(size, int) else sizes[str(size)] for size in value.shape]
         # The leaf is traced with them, and computes nothing.
-        example[argument] = torch.zeros(shape, dtype=value.dtype)
-    return capture_freely(leaf, example, free)
+        example[argument] = torch.zeros(shape, dtype=value.dtype, device=value.device)
+    # The graph says on which device it makes tensors; a leaf may have been trained on another.
+    return capture_freely(copy.deepcopy(leaf).to(example["query"].device), example, free)
 
 
 def _description(leaf: InPlaceOfSoftmax, inputs: Mapping[str, fx.Node]) -> str:
@@ -58,7 +60,7 @@ def _description(leaf: InPlaceOfSoftmax, inputs: Mapping[str, fx.Node]) -> str:
     for argument, node in inputs.items():
         value = recorded_tensor(node)
         assert value is not None  # checked of every site
-        parts.append(f"{argument}: {value.dtype} {list(map(str, value.shape))}")
+        parts.append(f"{argument}: {value.dtype} {value.device} {list(map(str, value.shape))}")
     return "\n".join(parts)
 
 

@@ -4,7 +4,7 @@
 
 The leaf is one of ``flowopt.ops.attention``: it never holds the matrix of all scores. Rotary embeddings stay before it,
 as softmax attention had them; keys and values of fewer heads are repeated. Of the mask, the leaf reads which keys are
-real, and nothing where the mask is causal alone.
+real: its last row, which is computed alone. Where the mask is causal alone, it reads nothing.
 
 Numerical effect: APPROXIMATE, and no bound is known beforehand: an untrained map is about as good as the mean of the
 values. Leaves come from transfer or training (``leaves``); ``flowopt adapt`` judges the outcome on held-out data, and
@@ -49,6 +49,7 @@ from flowopt.analysis.attention_call import ATTENTION
 from flowopt.analysis.attention_sites import AttentionSite, attention_nodes, attention_site
 from flowopt.ir.metadata import module_path
 from flowopt.ops.attention.in_place_of_softmax import InPlaceOfSoftmax
+from flowopt.passes.linearize._last_row import last_row
 from flowopt.passes.linearize._traced import traced
 from flowopt.program.program import Program
 from flowopt.rewrite import Budget, Edit, Exactness, RewritePass, Site
@@ -113,11 +114,11 @@ class LinearizeAttention(RewritePass[Plan]):
     def rewrite(self, edit: Edit, plan: Plan) -> str:
         leaf = self.leaves[plan.attention.name]
         inputs = {"query": plan.query, "key": plan.key, "value": plan.value}
-        if plan.mask is not None:
-            inputs["mask"] = plan.mask
-        program = traced(leaf, inputs, self._traced)
+        prefix = module_path(plan.attention) or plan.attention.name
         with edit.before(plan.attention):
-            prefix = module_path(plan.attention) or plan.attention.name
+            if plan.mask is not None:
+                inputs["mask"] = last_row(edit, plan.mask)
+            program = traced(leaf, inputs, self._traced)
             edit.replace(plan.attention, inlined(edit, program, inputs, prefix=prefix))
         shape = leaf.linear.shape
         kind = "causal" if shape.is_causal else "full"

@@ -11,6 +11,7 @@ from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from tests.analysis.attentions import HEADS, LENGTH, REAL, WIDTH, K, Q, V, attend, places, program_of, written
 from tests.passes.programs import Written, decomposed, normal
+from tests.zoo.architectures import ARCHITECTURES
 
 
 def only(program: Program) -> AttentionSite:
@@ -31,7 +32,8 @@ def test_a_call_is_a_site() -> None:
     site = only(program_of(lambda m, q, k, v: attend(q, k, v), inputs=inputs))
     assert (site.name, site.position) == ("scaled_dot_product_attention", 0)
     assert (site.query, site.key, site.value, site.mask) == ("q", "k", "v", None)
-    assert site.shape == AttentionShape(heads=4, head_dim=8, value_dim=3, is_causal=False, scale=8**-0.5)
+    wanted = AttentionShape(heads=4, head_dim=8, value_dim=3, is_causal=False, scale=8**-0.5, is_cross=True)
+    assert site.shape == wanted
     assert (site.key_heads, site.query_length, site.key_length, site.refusal) == (4, 6, 5, None)
 
 
@@ -202,3 +204,29 @@ def test_a_softmax_that_weighs_no_values_is_no_attention() -> None:
 
     program = capture(Written(gated, table=normal(WIDTH, 3)).eval(), (normal(2, WIDTH),))
     assert attention_sites(program) == ()
+
+
+# Architectures: codes of refused attentions (empty: none), causal or not, padding or not.
+KNOWN: dict[str, set[tuple[str, bool, bool]]] = {
+    "llama": {("", True, True)},
+    "bert": {("", False, True)},
+    "bart": {("", False, True), ("", True, False)},
+    "clip-text": {("", True, True)},
+    "vit": {("", False, False)},
+    "t5": {("relative-bias", False, False)},
+    "swin": {("relative-bias", False, False)},
+    "siglip-vision": {("", False, False), ("attention-not-recognized", False, False)},
+    "flux": {("", False, False)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KNOWN)
+def test_attentions_of_architectures_are_what_they_are(name: str) -> None:
+    model = ARCHITECTURES[name]()
+    program = capture(model.module, (), model.kwargs, dynamic=model.dynamic, dims=model.dims)
+    found = {
+        ("" if site.refusal is None else site.refusal.code, site.shape.is_causal, site.has_padding)
+        for site in attention_sites(program)
+    }
+    assert found == KNOWN[name]

@@ -238,3 +238,12 @@ def test_a_bias_beside_padding_is_additive() -> None:
         return attend(q, k, v, attn_mask=bias.masked_fill(~shown(real), -torch.inf))
 
     assert kind_of(biased, REAL)[0] == "additive-bias"
+
+
+def test_alibi_that_counts_real_tokens_alone_is_alibi() -> None:
+    def counted(m: object, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+        places = (real.cumsum(-1) - 1) * real
+        bias = SLOPES[:, None, None] * places[:, None, None, :]
+        return attend(q, k, v, attn_mask=bias.masked_fill(~shown(real), -torch.inf))
+
+    assert kind_of(counted, REAL, is_free=True)[0] == "alibi"

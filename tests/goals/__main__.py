@@ -21,6 +21,7 @@ from tests.goals import (
     attention,
     bench,
     constants,
+    linear,
     loading,
     mutants,
     norms,
@@ -30,6 +31,7 @@ from tests.goals import (
     samplers,
     schedulers,
     spine,
+    ssm,
     swaps,
     tvm,
     verification,
@@ -55,6 +57,8 @@ ROWS = (
     *adapt.ROWS,
     *attention.ROWS,
     *swaps.ROWS,
+    *linear.ROWS,
+    *ssm.ROWS,
 )
 _ROOT = Path(__file__).resolve().parents[2]
 _CACHE = _ROOT / ".goals.json"

@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention as attend
 import flowopt
 from flowopt.analysis.attention_sites import attention_sites
 from flowopt.errors import UserError
-from flowopt.ops.attention import AttentionShape, InPlaceOfSoftmax, LinearForm, MeanAttention
+from flowopt.ops.attention import AttentionShape, InPlaceOfSoftmax, LinearForm, MeanAttention, linearization
 from flowopt.ops.attention.linear_form import State
 from flowopt.program.program import Program
 from flowopt.recovery.attention_fit import AttentionFit, measure_attention
@@ -117,6 +117,18 @@ def test_padding_counts_neither_as_key_nor_as_query() -> None:
     found = fit_of(captured(given), given)
     check(found, expected(given, ALL & mask[:, None].bool(), mask.bool()))
     assert found.queries == LENGTH + 3
+
+
+def test_padding_of_other_tokens_hides_no_query() -> None:
+    mask = torch.tensor([[1] * LENGTH, [1] * 3 + [0] * 4])
+    given = inputs() | {"mask": mask}
+    given["q"] = given["q"][:, :, :5]
+    program = captured(given)
+    check(fit_of(program, given), expected(given, ALL[:, :5] & mask[:, None].bool(), ALL[:, 0, :5]))
+    (site,) = attention_sites(program)
+    leaves = {site.name: InPlaceOfSoftmax(linearization("flow")(site.shape)).double()}
+    found = measure_attention(program, [site], leaves, [given])[site.name]
+    assert found.queries == 10 and found.zero_shot_error < 1.0
 
 
 def test_what_stands_at_padding_has_no_part() -> None:

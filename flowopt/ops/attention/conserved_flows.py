@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowopt.ops.attention.token_sum import token_sum
+
 
 @dataclass(frozen=True, slots=True)
 class ConservedFlows:
@@ -36,16 +38,16 @@ def conserved_flows(
 
     Source: Wu et al., "Flowformer", arXiv:2202.06258, section 3.2.
     """
-    incoming = _flow(sinks, sources.sum(2, keepdim=True), eps, sinks_seen)
-    outgoing = _flow(sources, sinks.sum(2, keepdim=True), eps, sources_seen)
+    incoming = _flow(sinks, token_sum(sources), eps, sinks_seen)
+    outgoing = _flow(sources, token_sum(sinks), eps, sources_seen)
     return ConservedFlows(
         incoming,
-        _flow(sinks, (sources / outgoing).sum(2, keepdim=True), eps, None),
-        _flow(sources, (sinks / incoming).sum(2, keepdim=True), eps, None),
+        _flow(sinks, token_sum(sources / outgoing), eps, None),
+        _flow(sources, token_sum(sinks / incoming), eps, None),
     )
 
 
 def _flow(one: Tensor, others: Tensor, eps: float, seen: Tensor | None) -> Tensor:
-    flow = ((one + eps) * (others + eps)).sum(-1, keepdim=True)
+    flow = (one + eps) @ (others + eps).transpose(-1, -2)
     # Of what is none, no flow is asked but by divisions, which must stay 0 / 1.
     return flow if seen is None else torch.where(seen, flow, 1.0)

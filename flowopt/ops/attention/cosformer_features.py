@@ -18,6 +18,7 @@ class CosformerFeatures(FeatureMap):
     Products are relu(q_i) . relu(k_j) cos(a_i - a_j), which depends on i - j alone up to position M; the tokens beyond
     it are taken for neighbours. Published with M = the length of the sequence at hand: then one more token would
     change what all others got, so that neither a state could be carried on nor padding be without effect.
+    Padding in front of keys alone, in attention to other tokens, moves the keys.
 
     Args:
         shape: of the attention.

@@ -10,6 +10,7 @@ from flowopt.errors import UserError
 from flowopt.ops.attention.causal_product import causal_product
 from flowopt.ops.attention.feature_map import FeatureMap
 from flowopt.ops.attention.linear_form import AttentionShape, Form, LinearForm, State
+from flowopt.ops.attention.token_sum import token_sum
 
 
 @final
@@ -46,7 +47,7 @@ class LinearAttention(LinearForm):
         if self.shape.is_causal:
             total = causal_product(q, k, v, self.chunk if self.form == "chunked" else None)
             return self._normalised(total, q, k.cumsum(2)).to(value.dtype)
-        return self._normalised(q @ (k.transpose(-1, -2) @ v), q, k.sum(2, keepdim=True)).to(value.dtype)
+        return self._normalised(q @ (k.transpose(-1, -2) @ v), q, token_sum(k)).to(value.dtype)
 
     def initial_state(self, like: Tensor) -> State:
         if not self.shape.is_causal:

@@ -52,6 +52,7 @@ def attention_speed(
     lengths: Sequence[int] = (),
     threads: int | None = None,
     budget_seconds: float = 12.0,
+    rounds: int = 5,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> AttentionSpeed:
     """Lower one attention of each kind by the road of artifacts, unverified, and time both by turns.
@@ -69,6 +70,7 @@ def attention_speed(
         lengths: to time; 256 to 4096 by default.
         threads: of the runtime within one operator.
         budget_seconds: of timing; lowering takes a few seconds more, on ``tvm`` some tens.
+        rounds: in which both are timed, at each length.
         on_progress: gets one line per step.
     """
     backend = target_named(target, arch)
@@ -86,7 +88,7 @@ def attention_speed(
         try:
             runs = {name: lower.runs(name, module.eval()) for name, module in modules.items()}
             crossover = measured_crossover(
-                runs, lengths or LENGTHS, budget_seconds=budget_seconds, on_progress=on_progress
+                runs, lengths or LENGTHS, budget_seconds=budget_seconds, rounds=rounds, on_progress=on_progress
             )
         except (BackendFailed, MissingDependency, UserError) as error:
             # That a target cannot run it is told where the model is lowered; here it is a figure less.

@@ -10,6 +10,7 @@ from flowopt.recovery.padding import INVERTED, input_of
 from flowopt.recovery.user_loss import LOSSES, user_loss
 from flowopt.report.adaptation import Adaptation
 from flowopt.workflows.adapting.agreement import Metric
+from flowopt.workflows.adapting.frozen_attention import require_step
 from flowopt.workflows.adapting.judged_attention import JudgedAttention, judged_attention
 from flowopt.workflows.adapting.linear_choice import LinearChoice
 from flowopt.workflows.adapting.linearizing import Linearizing
@@ -33,7 +34,7 @@ def adapted_by_linearization(
     """Judge, linearize, recover and freeze; after a dry run the program is the prepared one.
 
     Raises:
-        UserError: none of the attentions that were asked for can be linearized.
+        UserError: none of the attentions that were asked for can be linearized, or the model could not be a step.
     """
     if DISTILL in plan.ordered and plan.settings.loss not in LOSSES:
         # Imported before the work, not after it.
@@ -63,7 +64,11 @@ def adapted_by_linearization(
     )
     if choice.dry_run:
         return found.program, said
-    done = Linearizing(found, choice.to, data, plan, outputs, metric, choice.calibration, seed, on_progress).run()
+    if choice.form == "recurrent":
+        require_step(found.program, found.leaves, found.chosen, choice.to)
+    done = Linearizing(
+        found, choice.to, data, plan, outputs, metric, choice.calibration, seed, on_progress, choice.form
+    ).run()
     layers = tuple(dataclasses.replace(layer, errors=done.errors.get(layer.site, {})) for layer in found.records)
     return done.program, dataclasses.replace(
         said, layers=layers, stages=done.stages, original_metric=done.original_metric, losses=done.losses

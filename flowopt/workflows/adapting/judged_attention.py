@@ -131,16 +131,16 @@ def judged_attention(
 
 def _fitting(program: Program, site: AttentionSite, choice: LinearChoice) -> AttentionSite:
     """The site; refused where queries and keys may differ in number and the stand-in takes only as many."""
-    query, key = (sizes_as_text(program.node(name))[-2:-1] for name in (site.query, site.key))
-    if site.refusal is not None or query == key:
-        return site
     shape, heads = site.shape, site.shape.heads
+    if site.refusal is not None or not shape.is_cross:
+        return site
     widths = ((2, shape.head_dim), (3, shape.head_dim), (3, shape.value_dim))
     try:
         with torch.no_grad():
             choice.made(shape, seed=0)(*(torch.zeros(1, heads, *width) for width in widths))
     except UserError:
-        message = f"{choice.to} is for self-attention, and here {query[0]} queries see {key[0]} keys"
+        query, key = (sizes_as_text(program.node(name))[-2] for name in (site.query, site.key))
+        message = f"{choice.to} is for self-attention, and here {query} queries see {key} keys"
         where = site.module or ""
         return replace(site, refusal=Refusal(site.name, where, "", "axis-mismatch", message, site.name))
     return site

@@ -9,6 +9,7 @@ from flowopt.errors import UserError
 from flowopt.nearest import nearest
 from flowopt.ops.attention.linear_form import AttentionShape, LinearForm
 from flowopt.ops.attention.linearizations import linearization
+from flowopt.workflows.optimize import Form
 
 BY_ENTROPY = "entropy"
 BY_EFFECT = "effect"
@@ -28,6 +29,7 @@ class LinearChoice:
         calibration: number of batches.
         dry_run: judge, and stop.
         options: of the stand-in, such as ``window``.
+        form: that the adapted model is lowered in.
     """
 
     to: str
@@ -39,6 +41,7 @@ class LinearChoice:
     calibration: int = 16
     dry_run: bool = False
     options: Mapping[str, int | float] = field(default_factory=dict)
+    form: Form = "parallel"
 
     def require_known(self) -> None:
         """Raises UserError for what no model could fulfil, before anything is computed."""
@@ -51,6 +54,8 @@ class LinearChoice:
         if self.keep_by not in (BY_ENTROPY, BY_EFFECT):
             known = (BY_ENTROPY, BY_EFFECT)
             raise UserError(f"keep_by={self.keep_by!r} is not known", hint=nearest(self.keep_by, known))
+        if self.form == "recurrent" and self.keep_softmax:
+            raise UserError("a step carries no softmax attention", hint="form='recurrent' with keep_softmax=0")
         if self.length is not None and self.length < 2:
             raise UserError(f"length={self.length} is no length of a sequence", hint="2 or more")
         self.made(AttentionShape(heads=1, head_dim=4, value_dim=4, is_causal=False, scale=0.5), seed=0)

@@ -11,8 +11,6 @@ from torch import nn
 from flowopt.analysis.attention_sites import AttentionSite
 from flowopt.errors import InternalError
 from flowopt.ops.attention import InPlaceOfSoftmax, MeanAttention
-from flowopt.passes.linearize.linearize_attention import LinearizeAttention
-from flowopt.pipeline.runner import run_passes
 from flowopt.program.program import Program
 from flowopt.recovery.data.data import Data
 from flowopt.recovery.trainable import Trainable
@@ -21,9 +19,11 @@ from flowopt.report.adaptation import Stage
 from flowopt.report.passes import PassRecord
 from flowopt.workflows.adapting.agreement import Metric
 from flowopt.workflows.adapting.distilled import distilled
+from flowopt.workflows.adapting.frozen_attention import frozen_attention
 from flowopt.workflows.adapting.judged_attention import JudgedAttention
 from flowopt.workflows.adapting.measured_stage import measured_stage
 from flowopt.workflows.adapting.recovery_plan import DISTILL, TRANSFER, RecoveryPlan
+from flowopt.workflows.optimize import Form
 
 MEAN_OF_VALUES: Final = "mean-of-values"
 ZERO_SHOT: Final = "zero-shot"
@@ -67,6 +67,7 @@ class Linearizing:
         calibration: number of batches that transfer looks at, at least.
         seed: of orders.
         on_progress: gets one line per step.
+        form: that the adapted model is lowered in.
     """
 
     judged: JudgedAttention
@@ -78,6 +79,7 @@ class Linearizing:
     calibration: int
     seed: int
     on_progress: Callable[[str], None]
+    form: Form = "parallel"
     _original_metric: float | None = field(default=None, init=False)
 
     def run(self) -> Linearized:
@@ -158,15 +160,11 @@ class Linearizing:
     def _frozen(self, student: Trainable) -> tuple[Program, PassRecord]:
         """What was trained, as operators."""
         self.on_progress("freezing")
-        leaves = {name: leaf for name, leaf in student.leaves.items() if isinstance(leaf, InPlaceOfSoftmax)}
-        only = "+".join(site.name for site in self.judged.chosen)
-        run = run_passes(student.trained_program(), [LinearizeAttention(to=self.to, leaves=leaves, only=only)])
-        (record,) = run.records
-        if len(record.applied) != len(self.judged.chosen):
-            first = next((r for r in record.refused if r.code != "not-chosen"), None)
-            raise InternalError(f"{len(record.applied)} of {len(self.judged.chosen)} attentions were replaced: {first}")
-        self._require_same(student, run.program)
-        return run.program, record
+        program, record = frozen_attention(
+            student.trained_program(), dict(student.leaves.items()), self.judged.chosen, self.to, self.form
+        )
+        self._require_same(student, program)
+        return program, record
 
     def _require_same(self, student: Trainable, frozen: Program) -> None:
         """Refuse a frozen model that computes something else than what was measured."""

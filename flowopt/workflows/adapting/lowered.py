@@ -12,7 +12,7 @@ from flowopt.report.report import Report
 from flowopt.runtime.artifact import Artifact
 from flowopt.workflows.adapting.compared import compared
 from flowopt.workflows.adapting.recorded import record_adaptation
-from flowopt.workflows.optimize import optimize
+from flowopt.workflows.optimize import Form, optimize
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +35,7 @@ def lowered(
     timing: bool,
     seed: int,
     on_progress: Callable[[str], None],
+    form: Form = "parallel",
 ) -> Lowered:
     """Fold and lower what was made: exact rewrites of the adapted model, each proved against it.
 
@@ -46,11 +47,19 @@ def lowered(
         timing: measure it beside the original's, where the target runs here.
         seed: of the verification.
         on_progress: gets one line per step.
+        form: ``recurrent`` lowers a step, which takes one token where the original takes sequences: nothing is timed.
     """
     result = optimize(
-        made, target=target, arch=arch, folder=folder, seed=seed, adaptation=adaptation, on_progress=on_progress
+        made,
+        target=target,
+        arch=arch,
+        folder=folder,
+        seed=seed,
+        adaptation=adaptation,
+        form=form,
+        on_progress=on_progress,
     )
-    if result.artifact is None or not timing or target in ("cuda", "tvm-cuda"):
+    if result.artifact is None or not timing or form == "recurrent" or target in ("cuda", "tvm-cuda"):
         return Lowered(result.artifact, result.report, adaptation)
     try:
         found = compared(original, result.program, result.artifact, target=target, arch=arch, on_progress=on_progress)

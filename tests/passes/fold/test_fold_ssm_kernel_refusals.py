@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flowopt.errors import UserError
 from flowopt.passes.fold.fold_ssm_kernel import FoldSsmKernel
+from flowopt.pipeline.text import parse_pipeline
 from flowopt.program.capture import capture
 from flowopt.testing import assert_refuses
 from tests.passes.fold.state_spaces import CHANNELS, fft, inputs, layer, written
@@ -230,3 +232,9 @@ def test_refuses_a_node_without_a_recorded_shape() -> None:
 def test_leaves_a_graph_without_transforms_alone() -> None:
     program = capture(nn.Linear(4, 4).eval(), (normal(2, 4),))
     assert not FoldSsmKernel().sites(program)
+
+
+@pytest.mark.parametrize("text", ["fold-ssm-kernel:form=recurrent", "fold-ssm-kernel:chunk=0"])
+def test_options_without_a_meaning_are_told(text: str) -> None:
+    with pytest.raises(UserError, match="is none of auto, chunked, conv, fft|must be positive"):
+        parse_pipeline(text)

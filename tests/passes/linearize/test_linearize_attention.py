@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from flowopt.analysis.attention_sites import attention_sites
 from flowopt.errors import UserError
+from flowopt.ir.metadata import sizes_as_text
 from flowopt.ops.attention import InPlaceOfSoftmax, LinearForm, MeanAttention, linearization
 from flowopt.passes.linearize.linearize_attention import LinearizeAttention
 from flowopt.pipeline.runner import run_passes
@@ -53,6 +54,11 @@ def additive(m: Any, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
     return attend(q, k, v, attn_mask=torch.zeros(()).masked_fill(hidden, torch.finfo(torch.float32).min))
 
 
+def by_choice(m: Any, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+    mask = torch.where((places(q, k) >= 0) & real[:, None, None].bool(), 0.0, -torch.inf)
+    return attend(q, k, v, attn_mask=mask.expand(-1, 4, -1, -1).clone())
+
+
 def grouped(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attend(q, k[:, :2], v[:, :2], enable_gqa=True)
 
@@ -89,7 +95,7 @@ def _mean(value: Tensor, visible: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("length", [1, 5, LENGTH, 64])
-@pytest.mark.parametrize("function", [padded, causal_padded, additive])
+@pytest.mark.parametrize("function", [padded, causal_padded, additive, by_choice])
 def test_free_sizes_stay_free_and_padding_is_no_part_of_the_mean(function: Callable[..., Tensor], length: int) -> None:
     program = captured(function)
     made = captured_mean(function)
@@ -164,6 +170,13 @@ def test_a_mask_that_is_causal_alone_is_not_read() -> None:
     program = program_of(lambda m, q, k, v: attend(q, k, v, attn_mask=places(q, k) >= 0), is_free=True)
     made = linearized(program, leaves_of(program))
     assert [n for n in made.graph.nodes if n.target is torch.ops.aten.arange.default] == []
+
+
+@pytest.mark.parametrize("function", [padded, causal_padded, additive, by_choice])
+def test_no_matrix_of_all_pairs_is_left_of_a_mask(function: Callable[..., Tensor]) -> None:
+    made = captured_mean(function)
+    pairs = [n.name for n in made.graph.nodes if sizes_as_text(n).count(sizes_as_text(made.node("q"))[2]) > 1]
+    assert pairs == []
 
 
 def test_layers_that_differ_in_tensors_alone_keep_their_own() -> None:
