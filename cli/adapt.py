@@ -6,6 +6,18 @@ from typing import Annotated
 
 import typer
 
+from flowopt.cli.adapt_attention_options import (
+    Chunk,
+    KeepBy,
+    KeepSoftmax,
+    Layers,
+    Length,
+    Linearize,
+    Lora,
+    TransferSteps,
+    Window,
+)
+from flowopt.cli.adapt_methods import method_of, refuse_options_of_others
 from flowopt.cli.adapt_options import (
     BatchSize,
     Calibration,
@@ -48,6 +60,7 @@ from flowopt.cli.options import (
     Dynamic,
     Eval,
     Factory,
+    Form,
     Inputs,
     Json,
     Limit,
@@ -60,26 +73,28 @@ from flowopt.cli.options import (
 from flowopt.errors import UserError
 from flowopt.recovery import defaults
 
-# Recalibration has no use for them.
-_OF_SWAPS = (
-    "norms", "threshold", "force", "padding", "recover", "steps", "minutes", "lr", "optimizer", "loss", "schedule",
-    "settle", "patience", "feature_weight", "checkpoint", "resume",
-)  # fmt: skip
-
 
 def adapt(
     context: typer.Context,
     model: Model,
     swap_norm: SwapNorm = None,
+    linearize: Linearize = None,
     recalibrate: Recalibrate = None,
     data: DataOption = None,
     held_out: HeldOut = "0.1",
     norms: Norms = "all",
     threshold: Threshold = 0.3,
+    layers: Layers = "all",
+    keep_softmax: KeepSoftmax = 0.0,
+    keep_by: KeepBy = "entropy",
+    length: Length = None,
+    window: Window = None,
+    chunk: Chunk = None,
     force: Force = False,
     padding: Padding = "auto",
     calibration: Calibration = 16,
-    recover: Recover = defaults.RECOVER,
+    recover: Recover = None,
+    transfer_steps: TransferSteps = defaults.TRANSFER_STEPS,
     steps: Steps = defaults.STEPS,
     minutes: Minutes = None,
     lr: LearningRate = defaults.LEARNING_RATE,
@@ -89,6 +104,7 @@ def adapt(
     settle: Settle = defaults.SETTLE,
     patience: Patience = defaults.PATIENCE,
     feature_weight: FeatureWeight = defaults.FEATURE_WEIGHT,
+    lora: Lora = defaults.LORA_RANK,
     output: Output = None,
     metric: MetricOption = None,
     min_cosine: MinCosine = None,
@@ -106,7 +122,10 @@ def adapt(
         Path | None,
         typer.Option("-o", "--out", metavar="DIR", show_default=False, help="The artifact's; else <name>.flowopt."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge the norms and stop; nothing is changed.")] = False,
+    form: Form = "parallel",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Judge norms or attention and stop; nothing is changed.")
+    ] = False,
     no_timing: NoTiming = False,
     config: Config = None,
     eval_mode: Eval = False,
@@ -120,12 +139,12 @@ def adapt(
     json: Json = None,
     debug: Debug = False,
 ) -> None:
-    """Swap a trained model's norms, or recalibrate them, and recover its quality.
+    """Swap a trained model's norms, linearize its attention, or recalibrate it, and recover its quality.
 
-    This changes what the model computes. Norms are judged on your data first; those that a fixed scale stands in for
-    are replaced, the model is trained to agree with its original, the scales are frozen and folded into its layers, and
-    the artifact's report says how far it is from the original on data that recovery never saw. --dry-run stops after
-    the judgement.
+    This changes what the model computes. Norms or attentions are judged on your data first; those that a fixed scale,
+    or attention of linear cost, stands in for are replaced, the model is trained to agree with its original, what was
+    trained is frozen and folded into its layers, and the artifact's report says how far it is from the original on data
+    that recovery never saw. --dry-run stops after the judgement.
 
     Exit codes: 0 adapted, 1 beyond the budget of --min-cosine, --min-agreement, --max-error or --max-drop (nothing is
     written), a loss that diverged, or a lowered file that differs from the adapted model; the others are those of
@@ -136,6 +155,8 @@ def adapt(
       flowopt adapt vit.pt2 --swap-norm unified --data images.npz --dry-run
       flowopt adapt vit.pt2 --swap-norm unified --data images.npz --metric accuracy:labels --max-drop 0.005 -o out
       flowopt adapt bert.pt2 --swap-norm power --norms best:6 --data my.texts:batches --minutes 30 --checkpoint state
+      flowopt adapt lm.pt2 --linearize hedgehog --data tokens.npz --length 4096 --dry-run
+      flowopt adapt lm.pt2 --linearize hybrid --window 32 --keep-softmax 0.25 --lora 8 --data tokens.npz -o out
       flowopt adapt cnn.pt2 --recalibrate select --data shifted.npz --metric accuracy:labels -o out
       torchrun --nproc-per-node 2 -m flowopt.cli.main adapt vit.pt2 --config adapt.toml
 
@@ -146,12 +167,10 @@ def adapt(
       steps = 1000
       output = ["logits"]
     """
-    if (swap_norm is None) == (recalibrate is None):
-        raise UserError("adapt does one thing: --swap-norm or --recalibrate", hint="--swap-norm unified --data FILE")
+    method = method_of({"swap_norm": swap_norm, "linearize": linearize, "recalibrate": recalibrate})
     if data is None:
         raise UserError("there is no data to measure and to train on", hint="--data images.npz, arrays by input name")
-    if recalibrate is not None:
-        _refuse_options_of_swaps(context)
+    refuse_options_of_others(context, method)
     options = load_options(trust, eval_mode, dynamic, factory, shape, inputs, limit)
     require_writable(json)
 
@@ -159,12 +178,15 @@ def adapt(
     from flowopt.cli.render import progress
     from flowopt.cli.render_adaptation import render_adaptation
     from flowopt.lowering.targets import target as target_named
+    from flowopt.ops.attention import linearization
     from flowopt.report.to_json import plain, to_json
     from flowopt.workflows.adapt import adapt as run
     from flowopt.workflows.adapting.budget import QualityBudget
     from flowopt.workflows.adapting.recovery_plan import RecoveryPlan
 
     target_named(target, arch)
+    if linearize is not None:
+        linearization(linearize)
     budget = QualityBudget(min_cosine, min_agreement, max_error, max_drop)
     plan = RecoveryPlan.of(
         recover,
@@ -177,15 +199,20 @@ def adapt(
         settle=settle,
         patience=patience,
         feature_weight=feature_weight,
+        lora=lora,
+        transfer_steps=transfer_steps,
         checkpoint=checkpoint,
         resume=resume,
     )
+    plan = plan.for_attention() if linearize is not None else plan.for_norms()
+    attention = {name: value for name, value in (("window", window), ("chunk", chunk)) if value is not None}
     with progress() as show:
         show(f"loading {model}")
         program = load_model(model, options)
         result = run(
             program,
             swap_norm=swap_norm,
+            linearize=linearize,
             recalibrate=recalibrate,
             data=data,
             held_out=_share_or_file(held_out),
@@ -193,6 +220,11 @@ def adapt(
             most=most,
             norms=norms,
             threshold=threshold,
+            layers=layers,
+            keep_softmax=keep_softmax,
+            keep_by=keep_by,
+            length=length,
+            attention=attention or None,
             force=force,
             padding=padding,
             calibration=calibration,
@@ -204,6 +236,7 @@ def adapt(
             target=target,
             arch=arch,
             folder=out,
+            form=form,
             dry_run=dry_run,
             timing=not no_timing,
             seed=seed,
@@ -220,13 +253,6 @@ def adapt(
     if json != STDOUT:
         render_adaptation(result.adaptation, result.report, model, written)
     raise typer.Exit(code)
-
-
-def _refuse_options_of_swaps(context: typer.Context) -> None:
-    for name in _OF_SWAPS:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise UserError(f"--{name.replace('_', '-')} is of --swap-norm", hint="recalibration trains nothing")
 
 
 def _share_or_file(text: str) -> float | str:

@@ -45,7 +45,7 @@ Norms = Annotated[
 Threshold = Annotated[
     float, typer.Option("--threshold", metavar="SCORE", min=0.0, help="Norms with a larger score are refused.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace norms above the threshold too.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace norms above the threshold, and slower attention, too.")]
 Padding = Annotated[
     str,
     typer.Option(
@@ -53,11 +53,16 @@ Padding = Annotated[
     ),
 ]
 Calibration = Annotated[
-    int, typer.Option("--calibration", metavar="N", min=1, help="Batches that norms are measured on.")
+    int, typer.Option("--calibration", metavar="N", min=1, help="Batches that norms or attentions are measured on.")
 ]
 Recover = Annotated[
-    str,
-    typer.Option("--recover", metavar="TEXT", help="Steps of recovery in order: ridge, match, distill; or none."),
+    str | None,
+    typer.Option(
+        "--recover",
+        metavar="TEXT",
+        show_default="ridge,distill; with --linearize transfer,distill",
+        help="Steps of recovery in order, of norms ridge, match, distill, of attention transfer, distill; or none.",
+    ),
 ]
 Steps = Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Of distillation.")]
 Minutes = Annotated[
@@ -85,7 +90,12 @@ Patience = Annotated[
 ]
 FeatureWeight = Annotated[
     float,
-    typer.Option("--feature-weight", metavar="W", min=0.0, help="Of the error of norms' values beside the loss."),
+    typer.Option(
+        "--feature-weight",
+        metavar="W",
+        min=0.0,
+        help="Of the error of values beside the loss: of norms, or of attention.",
+    ),
 ]
 Settle = Annotated[
     float,
@@ -95,7 +105,9 @@ Settle = Annotated[
 ]
 ScheduleOption = Annotated[
     Literal["all", "one-at-a-time"],
-    typer.Option("--schedule", help="Replace all norms at once, or one after another while distilling."),
+    typer.Option(
+        "--schedule", help="Replace all norms, or attentions, at once, or one after another while distilling."
+    ),
 ]
 Output = Annotated[
     list[str] | None,

@@ -17,6 +17,7 @@ from flowopt.cli.options import (
     Dynamic,
     Eval,
     Factory,
+    Form,
     Inputs,
     Json,
     Level,
@@ -65,6 +66,13 @@ def optimize(
             "--tuned", metavar="FILE", show_default=False, help="Measured choices to follow in place of cost models."
         ),
     ] = None,
+    form: Form = "parallel",
+    sequence: Annotated[
+        str | None,
+        typer.Option(
+            "--sequence", metavar="DIM", show_default=False, help="Of a step: the free dimension of its tokens."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop before lowering; nothing is written.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if a pass was reverted.")] = False,
     require_device: Annotated[
@@ -95,8 +103,11 @@ def optimize(
     Examples:
       flowopt optimize model.pt2 --passes my.toml -o out
       flowopt optimize model.pt2 -o new --baseline out/report.json
+      flowopt optimize my_model:causal --form recurrent -o step
     """
     required = parse_require(require or [])
+    if sequence is not None and form != "recurrent":
+        raise UserError("--sequence names the tokens of a step", hint="--form recurrent --sequence " + sequence)
     if require_device and (dry_run or verify == "off"):
         raise UserError("--require-device asks for a check that --dry-run and --verify off leave out")
     options = load_options(trust, eval_mode, dynamic, factory, shape, inputs, limit)
@@ -144,6 +155,8 @@ def optimize(
             level=level,
             case_budget=case_budget,
             tuned=choices,
+            form=form,
+            sequence=sequence,
             on_progress=show,
         )
     code = optimize_code(result.report, result.verdict, strict=strict, require_device=require_device)

@@ -115,3 +115,7 @@ BaselineOption = Annotated[
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Form = Annotated[
+    Literal["parallel", "recurrent"],
+    typer.Option("--form", help="recurrent: a causal model as a step, one token in and out, with explicit state."),
+]

@@ -1,9 +1,10 @@
-"""An adaptation on the screen: the outcome, every norm, every stage beside the original, what it is worth."""
+"""An adaptation on the screen: the outcome, every norm or attention, every stage beside the original, its worth."""
 
 import math
 from pathlib import Path
 
 from flowopt.cli.render import Screen
+from flowopt.cli.render_layers import show_layers
 from flowopt.cli.render_results import show_artifact, show_findings
 from flowopt.cli.summary import counted
 from flowopt.report.adaptation import LEFT, SWAPPED, Adaptation, Comparison, NormRecord, Stage
@@ -22,6 +23,8 @@ def render_adaptation(adaptation: Adaptation, report: Report | None, model: str,
     screen.line(f"data: {adaptation.data}; {held_out} held out")
     if adaptation.norms:
         _norms(screen, adaptation)
+    if adaptation.layers:
+        show_layers(screen, adaptation)
     if adaptation.stages:
         _stages(screen, adaptation)
     if adaptation.tried:
@@ -43,8 +46,12 @@ def render_adaptation(adaptation: Adaptation, report: Report | None, model: str,
 
 
 def _headline(adaptation: Adaptation, report: Report | None, model: str, folder: Path | None) -> str:
-    whose = f"{len(adaptation.swapped)} of {counted(len(adaptation.norms), 'norm')} of {model}"
-    whose, can_be = (whose, "replaced") if adaptation.norms else (model, "recalibrated")
+    whose, can_be = model, "recalibrated"
+    if adaptation.norms:
+        whose, can_be = f"{len(adaptation.swapped)} of {counted(len(adaptation.norms), 'norm')} of {model}", "replaced"
+    if adaptation.layers:
+        whose = f"{len(adaptation.linearized)} of {counted(len(adaptation.layers), 'attention')} of {model}"
+        can_be = "linearized"
     if not adaptation.stages:
         return f"dry-run, nothing written: {whose} can be {can_be} ({adaptation.method})"
     outcome = "beyond its budget, nothing written" if adaptation.broken else report.outcome if report else "adapted"
@@ -132,6 +139,10 @@ def _comparison(screen: Screen, found: Comparison) -> None:
 
 
 def _next(adaptation: Adaptation) -> str:
+    if adaptation.linearized:
+        return "the same command without --dry-run linearizes them and recovers the model's quality"
+    if adaptation.layers:
+        return "none can be linearized: other --layers, a larger --length, or --force where it is only slower"
     if not adaptation.norms:
         return "the same command without --dry-run stores the new statistics and measures what they change"
     if adaptation.swapped:

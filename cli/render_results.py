@@ -12,6 +12,7 @@ from flowopt.cli.summary import (
     grown_passes,
     mostly_refused,
     optimize_headline,
+    recurrence_line,
     regime_rows,
     verify_headline,
 )
@@ -42,6 +43,8 @@ class Renderer:
         self._operators(report)
         self._bytes(report)
         self._levels(report)
+        if report.recurrence is not None:
+            self._screen.line(recurrence_line(report.recurrence))
         for note in verdict.notes:
             self._screen.line(f"note: {note}")
         for warning in report.warnings:

@@ -5,6 +5,7 @@ from collections import Counter
 from flowopt.pipeline.text import CANONICALIZE
 from flowopt.report.by_regime import RegimeFigures
 from flowopt.report.passes import PassRecord
+from flowopt.report.recurrence import Recurrence
 from flowopt.report.report import Report
 from flowopt.report.stored import StoredAdaptation
 from flowopt.report.verdict import Metrics, Outcome, Verdict
@@ -38,6 +39,8 @@ def explain_headline(report: Report, model: str) -> str:
 def adaptation_lines(found: StoredAdaptation) -> list[str]:
     """How a stored model was made of another, and how far it is from that one."""
     whose = f", {found.swapped} of {counted(found.norms, 'norm')} replaced" if found.norms else ""
+    if found.layers:
+        whose = f", {found.linearized} of {counted(found.layers, 'attention')} linearized"
     lines = [f"adapted on {found.data}: {found.method}{whose}; not the function of its original"]
     where = f"on {counted(found.held_out, 'held-out sample')}"
     for one in found.agreement:
@@ -145,3 +148,12 @@ def _most_frequent_refusal(records: list[PassRecord]) -> str:
         return "none was refused"
     code, count = codes.most_common(1)[0]
     return f"most frequent refusal: {code} ({count} of {counted(sites, 'site')})"
+
+
+def recurrence_line(found: Recurrence) -> str:
+    """What a step carries, and whether it was proved against the model on whole sequences."""
+    verdict = (
+        "not verified" if found.verdict is None else f"{found.verdict.outcome.value} to the model on whole sequences"
+    )
+    carried = counted(len(found.states), "tensor")
+    return f"a step along {found.sequence!r}: one token in and out, {carried} carried; {verdict}"

@@ -55,6 +55,22 @@ def kept_rows(real: Tensor, axes: TokenAxes, value: Tensor, channel_axis: int) -
     return whole.expand(value.movedim(channel_axis, -1).shape[:-1]).flatten()
 
 
+def padded_vectors(node: fx.Node, value: Tensor, padding: Tensor, mask: fx.Node, channel_axis: int) -> Tensor | None:
+    """Which vectors of a value are padding: its shape without the channels; None where it has no axis of tokens.
+
+    Args:
+        node: whose value it is.
+        value: the tensor.
+        padding: (batch, tokens), true where a token is padding.
+        mask: the input that tells.
+        channel_axis: of the value.
+    """
+    axes = token_axes(node, mask, channel_axis)
+    if axes is None:
+        return None
+    return ~kept_rows(~padding, axes, value, channel_axis).reshape(value.movedim(channel_axis, -1).shape[:-1])
+
+
 def _products(one: str, other: str) -> set[str]:
     if one.isdigit() and other.isdigit():
         return {str(int(one) * int(other))}

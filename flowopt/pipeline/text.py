@@ -8,7 +8,10 @@ from flowopt.pipeline.presets import PRESETS
 from flowopt.pipeline.registry import entries, pass_class, pass_entry
 
 CANONICALIZE = "canonicalize-aten"
-_MEASURED_FAMILY = "swap"
+_MEASURED_FAMILIES = {
+    "swap": "flowopt adapt MODEL --swap-norm unified --data FILE, or --recalibrate reestimate --data FILE",
+    "linearize": "flowopt adapt MODEL --linearize hybrid --data FILE",
+}
 
 
 def parse_pipeline(text: str, *, skip: Iterable[str] = ()) -> list[Any]:
@@ -47,10 +50,11 @@ def parse_pass(text: str) -> Any:
     """
     name, *options = text.strip().split(":")
     cls = pass_class(name)
-    if pass_entry(name).family == _MEASURED_FAMILY:
+    measured = _MEASURED_FAMILIES.get(pass_entry(name).family)
+    if measured is not None:
         raise UserError(
             f"{name} changes the model by what is measured on data, which a pipeline does not have",
-            hint="flowopt adapt MODEL --swap-norm unified --data FILE, or --recalibrate reestimate --data FILE",
+            hint=measured,
         )
     fields = {f.name: f for f in cls.text_fields()}
     values: dict[str, Any] = {}

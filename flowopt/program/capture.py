@@ -86,7 +86,7 @@ def _exported(
     arguments = _named_arguments(module, args, kwargs, is_dynamic=bool(dynamic))
     free = free_axes(arguments, dynamic or {}, dims or {})
     args, kwargs = _with_values(module, args, kwargs, free.arguments)
-    with _in_eval_mode(module):
+    with in_eval_mode(module):
         return _export(module, args, kwargs, free.shapes if dynamic else None, is_functional), free.names
 
 
@@ -150,7 +150,7 @@ def _with_values(
 
 
 @contextlib.contextmanager
-def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:

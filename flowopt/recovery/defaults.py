@@ -12,5 +12,12 @@ SETTLE: Final = 1.0
 PATIENCE: Final = 0
 # Of a whole distillation: each runs both models on all that is kept to choose by.
 EVALUATIONS: Final = 10
-# The steps by which quality is won back, in order.
+# The steps by which quality is won back, in order: after a swap of norms, and after attention was linearized.
 RECOVER: Final = "ridge,distill"
+RECOVER_ATTENTION: Final = "transfer,distill"
+TRANSFER_STEPS: Final = 300
+TRANSFER_LEARNING_RATE: Final = 1e-2
+# Rank 0: all weights are trained, without low-rank adapters.
+LORA_RANK: Final = 0
+LORA_ALPHA: Final = 16.0
+LORA_LAYERS: Final[Literal["attention"]] = "attention"

@@ -32,6 +32,7 @@ from flowopt.recovery.distributed import (
     world_size,
 )
 from flowopt.recovery.identity import identity_of, require_same
+from flowopt.recovery.lora import low_rank
 from flowopt.recovery.objective import Objective
 from flowopt.recovery.optimizers import clip_gradients, learning_rate, optimizer_of, step_of
 from flowopt.recovery.recovered import Progress, Recovered, Stopped
@@ -78,7 +79,8 @@ def recover(
     """
     require_beginning(settings, checkpoint, resume=resume)
     device = device_of(student)
-    with process_group(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    devices = [device] if device.type == "cuda" else []
+    with process_group(device), torch.random.fork_rng(devices), low_rank(student, settings):
         run = _Run(student, teacher, data, settings, checkpoint, on_progress)
         stopped = run.trained()
     state = run.state

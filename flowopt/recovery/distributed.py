@@ -6,7 +6,7 @@ therefore averaged over the processes, and gradients, which are averaged too, be
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import torch
@@ -60,6 +60,17 @@ def is_true_anywhere(fact: bool, device: torch.device) -> bool:
     found = torch.tensor(int(fact), device=device)
     distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
     return bool(found.item())
+
+
+def names_of_first(names: Sequence[str]) -> tuple[str, ...]:
+    """The names that the first process has: what each measured for itself may differ, and they train one model."""
+    if world_size() == 1:
+        return tuple(names)
+    shared: list[Sequence[str] | None] = [names if rank() == 0 else None]
+    distributed.broadcast_object_list(shared, src=0)
+    (found,) = shared
+    assert found is not None, "the first process has sent its own"
+    return tuple(found)
 
 
 def averaged(objective: nn.Module, *, reads_all: bool) -> nn.Module:

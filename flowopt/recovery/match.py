@@ -81,7 +81,7 @@ def match_layers(
         lr: its learning rate.
         padding: name of an input [batch, tokens] that is 1 (or True) where a token is real; the student's by default.
         seed: of the order of batches, 0 or more.
-        norms: names of norms; by default all whose leaf is in place.
+        norms: names of norms; by default all whose leaf is in place. Leaves of attention are no norms.
         held_out: batches to judge by; by default the last quarter of ``batches``, or of the samples of a single one,
             which is then not trained on.
         massive: vectors that many times as long as the median one do not count.
@@ -94,12 +94,12 @@ def match_layers(
         UserError: nothing to train on or to judge by, or a norm without a leaf in place.
     """
     trained, judged = parted(batches, held_out, batch_axis(teacher.interface))
-    absent = sorted(set(norms or ()) - student.active)
+    absent = sorted(set(norms or ()) - student.norms)
     if absent:
         raise UserError(
-            f"no leaf is in the place of {absent[0]!r}", hint=f"leaves: {', '.join(sorted(student.active))}"
+            f"no leaf is in the place of the norm {absent[0]!r}", hint=f"leaves: {', '.join(sorted(student.norms))}"
         )
-    nodes = sorted(student.program.node(name) for name in (student.active if norms is None else set(norms)))
+    nodes = sorted(student.program.node(name) for name in (student.norms if norms is None else set(norms)))
     found: list[Matched] = []
     for at, node in enumerate(nodes):
         with steady(student):

@@ -10,6 +10,7 @@ from flowopt.errors import UserError
 from flowopt.ir.evaluate import Value, evaluate
 from flowopt.program.program import Program
 from flowopt.recovery.losses import Distance, cosine_distance, divergence, relative_error
+from flowopt.recovery.padded_queries import padded_queries
 from flowopt.recovery.padding import real_tokens
 from flowopt.recovery.settings import RecoverySettings
 from flowopt.recovery.trainable import Trainable, device_of, trained_parameters
@@ -61,7 +62,10 @@ class Objective(nn.Module):
         masked = None if padding is None else ~real_tokens(inputs, padding)
         loss = self._loss(found, wanted, extra, masked)
         if self._features:
-            distances = [relative_error(found_features[n], wanted_features[n], masked) for n in self._features]
+            distances = [
+                relative_error(found_features[name], wanted, self._masked(name, wanted, masked))
+                for name, wanted in ((name, wanted_features[name]) for name in self._features)
+            ]
             loss = loss + self._feature_weight * torch.stack(distances).mean()
         return loss
 
@@ -73,6 +77,12 @@ class Objective(nn.Module):
             return False
         gradients = torch.autograd.grad(loss, trained_parameters(self.student), allow_unused=True)
         return all(gradient is not None for gradient in gradients)
+
+    def _masked(self, name: str, value: Tensor, masked: Tensor | None) -> Tensor | None:
+        """The padding of a feature: of attention by its layout, which has heads where others have tokens."""
+        if name not in self.student.attentions:
+            return masked
+        return padded_queries(self.student.program, name, value, self.student.padding, masked)
 
     def _taught(self, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         seen: dict[str, Tensor] = {}

@@ -82,8 +82,8 @@ def parted(
         raise UserError(
             "a fit needs samples to be judged by, beside those that it is fitted to",
             why=given + takes,
-            hint="more data, more batches for calibration (--calibration 16), or recovery without ridge and match "
-            "(--recover distill, or none)",
+            hint="more data, more batches for calibration (--calibration 16), or recovery without ridge, match and "
+            "transfer (--recover distill, or none)",
         )
     return batches, held_out
 

@@ -21,11 +21,14 @@ def optimizer_of(student: Trainable, settings: RecoverySettings) -> torch.optim.
     Raises:
         MissingDependency: AdamP or SGDP without the package that has them.
     """
-    weights = list(student.tensors.parameters())
+    weights = [parameter for parameter in student.tensors.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in weights if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0},
-        *({"params": list(leaf.parameters()), "weight_decay": 0.0} for leaf in student.leaves.values()),
+        *(
+            {"params": [p for p in leaf.parameters() if p.requires_grad], "weight_decay": 0.0}
+            for leaf in student.leaves.values()
+        ),
     ]
     return _made(settings.optimizer, [group for group in groups if group["params"]], settings.learning_rate)
 

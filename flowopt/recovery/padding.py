@@ -27,16 +27,21 @@ def padding_of(value: Tensor, masked: Tensor | None, channel_axis: int = -1) -> 
 
     Args:
         value: any shape.
-        masked: (batch, tokens), True where a token is padding; None where no padding is known.
+        masked: (batch, tokens), True where a token is padding, or the padding of every vector already; None where no
+            padding is known.
         channel_axis: of ``value``.
 
     Returns:
         None where there is no mask, or it does not fit.
     """
-    if masked is None or masked.dim() != 2:
+    if masked is None:
         return None
     axis = channel_axis % value.dim()
     shape = (*value.shape[:axis], *value.shape[axis + 1 :])
+    if shape == tuple(masked.shape):
+        return masked
+    if masked.dim() != 2:
+        return None
     if shape == (masked.numel(),):
         return masked.reshape(-1)
     if shape[:2] != tuple(masked.shape):

@@ -186,7 +186,7 @@ def _groups(layers: Sequence[fx.Node]) -> list[list[fx.Node]]:
 
 
 def _behind_norms(student: Trainable) -> list[fx.Node]:
-    return sorted({layer for name in student.active for layer in norm_readers(student, name).layers})
+    return sorted({layer for name in student.norms for layer in norm_readers(student, name).layers})
 
 
 def _named(student: Trainable, names: Collection[str]) -> list[fx.Node]:

@@ -8,6 +8,9 @@ from flowopt.recovery.defaults import (
     EVALUATIONS,
     FEATURE_WEIGHT,
     LEARNING_RATE,
+    LORA_ALPHA,
+    LORA_LAYERS,
+    LORA_RANK,
     LOSS,
     OPTIMIZER,
     PATIENCE,
@@ -19,6 +22,7 @@ from flowopt.recovery.user_loss import require_loss_name
 
 OptimizerName = Literal["adamw", "adamp", "sgdp"]
 Schedule = Literal["all", "one-at-a-time"]
+LoraLayers = Literal["attention", "all"]
 _WITHOUT: Final = {"time_limit_seconds": " for no limit", "evaluate_every": ""}
 
 
@@ -48,6 +52,10 @@ class RecoverySettings:
         evaluate_every: steps between evaluations, after each of which a checkpoint is written; None for a tenth of all.
         patience: evaluations without improvement after which it ends; 0 for never.
         divergence: how many times the loss of the start it may become.
+        lora_rank: above 0, weights are frozen, and matrices of this rank are trained to be added to those of linear
+            layers; leaves are trained as ever.
+        lora_alpha: what is added is scaled by ``lora_alpha / lora_rank``.
+        lora_layers: ``attention``, the projections before and behind it, or ``all``.
         time_limit_seconds: after which it ends with the best state so far; None for no limit.
         seed: of random numbers that a leaf may draw.
 
@@ -74,19 +82,23 @@ class RecoverySettings:
     evaluate_every: int | None = None
     patience: int = PATIENCE
     divergence: float = 10.0
+    lora_rank: int = LORA_RANK
+    lora_alpha: float = LORA_ALPHA
+    lora_layers: LoraLayers = LORA_LAYERS
     time_limit_seconds: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "temperature", "divergence"):
+        for name in ("learning_rate", "temperature", "divergence", "lora_alpha"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         _require(self.steps >= 1, "steps", self.steps, "at least 1")
         every = self.evaluate_every
         _require(every is None or every >= 1, "evaluate_every", every, "at least 1, or None for a tenth of the steps")
-        for name in ("weight_decay", "clip", "feature_weight", "patience"):
+        for name in ("weight_decay", "clip", "feature_weight", "patience", "lora_rank"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "a number from 0")
         for name in ("warmup", "final_learning_rate", "swap_share", "settle"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a share from 0 to 1")
+        _require(self.lora_layers in ("attention", "all"), "lora_layers", self.lora_layers, "attention or all")
         limit = self.time_limit_seconds
         _require(limit is None or limit > 0, "time_limit_seconds", limit, "a number above 0, or None")
         _require(self.optimizer in ("adamw", "adamp", "sgdp"), "optimizer", self.optimizer, "adamw, adamp or sgdp")

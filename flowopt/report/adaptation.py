@@ -1,14 +1,16 @@
-"""What ``adapt`` decided and measured: the norms, the agreement with the original stage by stage, the comparison."""
+"""What ``adapt`` decided and measured: norms or attentions, agreement with the original by stage, the comparison."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowopt.report.attention_record import AttentionRecord
 from flowopt.report.bench import Ratio
 
 SWAPPED = "swapped"
 REFUSED = "refused"
 LEFT = "left"
+KEPT = "kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ class Adaptation:
         method: such as ``swap-norm to unified`` or ``recalibrate-batch-norm by alpha-bn``.
         data: where calibration and training data came from, in words.
         held_out: samples that recovery never saw; None where nobody has counted them: of a stream, after a dry run.
-        norms: every norm of the model; none for a recalibration.
+        norms: every norm of the model; none for a recalibration or a linearization.
         stages: in order; the last is what was kept.
         original_metric: the user's metric of the original on the same held-out data; None without one.
         metric: name of the user's metric.
@@ -130,6 +132,7 @@ class Adaptation:
         losses: (step, validation loss) of distillation: on samples that are neither trained on nor held out.
         notes: what a reader should know.
         comparison: latency and memory beside the original; None where it was not measured.
+        layers: every attention of the model, of a linearization.
     """
 
     method: str
@@ -146,6 +149,7 @@ class Adaptation:
     losses: tuple[tuple[int, float], ...] = ()
     notes: tuple[str, ...] = ()
     comparison: Comparison | None = None
+    layers: tuple[AttentionRecord, ...] = ()
 
     @property
     def swapped(self) -> tuple[NormRecord, ...]:
@@ -156,6 +160,21 @@ class Adaptation:
     def refused(self) -> tuple[NormRecord, ...]:
         """The norms that were asked for and are not replaced."""
         return tuple(norm for norm in self.norms if norm.decision == REFUSED)
+
+    @property
+    def linearized(self) -> tuple[AttentionRecord, ...]:
+        """The attentions that were replaced."""
+        return tuple(layer for layer in self.layers if layer.decision == SWAPPED)
+
+    @property
+    def refused_layers(self) -> tuple[AttentionRecord, ...]:
+        """The attentions that were asked for and are not replaced."""
+        return tuple(layer for layer in self.layers if layer.decision == REFUSED)
+
+    @property
+    def kept_softmax(self) -> tuple[AttentionRecord, ...]:
+        """The attentions that keep softmax on purpose: a linear one would cost most there."""
+        return tuple(layer for layer in self.layers if layer.decision == KEPT)
 
     def stage(self, name: str) -> Stage | None:
         """The stage of a name; None where it did not run."""

@@ -7,6 +7,7 @@ from typing import Any
 from flowopt.report.adaptation import Adaptation
 from flowopt.report.loop import LoopRecord
 from flowopt.report.passes import PassRecord
+from flowopt.report.recurrence import Recurrence
 from flowopt.report.sites import Refusal
 from flowopt.report.verdict import Verdict
 
@@ -33,6 +34,7 @@ class Report:
         source_sha256: digest of the file that it is; None where it is no file.
         loop: of a folded sampler; None for a model without a loop of its own.
         adaptation: of an adapted model: what was changed approximately before the passes, and what it cost; else None.
+        recurrence: of a causal model that was lowered as a step; else None.
         trust: what that file was allowed to do: ``data``, ``weights`` or ``code``.
         passes: one record per pass, in order.
         pipeline: those passes in text form, whatever form they were given in: ``--passes`` takes it again.
@@ -65,6 +67,7 @@ class Report:
     pipeline: str = ""
     loop: LoopRecord | None = None
     adaptation: Adaptation | None = None
+    recurrence: Recurrence | None = None
     schema_version: int = SCHEMA_VERSION
 
     def refusals(self, name: str | None = None) -> tuple[Refusal, ...]:

@@ -81,6 +81,8 @@ class StoredAdaptation:
     Attributes:
         norms: of the model; 0 for a recalibration.
         swapped: those that were replaced.
+        layers: attentions of the model, of a linearization; else 0.
+        linearized: those that were replaced.
         data: in words, of which ``held_out`` samples were never trained on.
         agreement: after the last stage, on those.
         metric: name of the user's metric; empty without one.
@@ -95,6 +97,8 @@ class StoredAdaptation:
     agreement: tuple[StoredAgreement, ...]
     metric: str
     metrics: tuple[float | None, float | None]
+    layers: int = 0
+    linearized: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,8 @@ def _loop(one: JsonValue) -> StoredLoop:
 
 def _adaptation(one: JsonValue) -> StoredAdaptation:
     decisions = [norm["decision"].text() for norm in one["norms"].items()]
+    # Reports that are older than linearization have no layers.
+    layers = [] if one["layers"].value is None else [each["decision"].text() for each in one["layers"].items()]
     *_, last = one["stages"].items(at_least=1)
     return StoredAdaptation(
         method=one["method"].text(),
@@ -181,6 +187,8 @@ def _adaptation(one: JsonValue) -> StoredAdaptation:
         agreement=tuple(_agreement(output) for output in last["agreement"].items()),
         metric=one["metric"].text(),
         metrics=(one["original_metric"].number_or_none(), last["metric"].number_or_none()),
+        layers=len(layers),
+        linearized=layers.count(SWAPPED),
     )
 
 

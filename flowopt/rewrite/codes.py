@@ -3,8 +3,13 @@
 from typing import Final
 
 CODES: Final[dict[str, str]] = {
+    "additive-bias": "something is added to the scores of attention that hides nothing",
+    "alibi": "the scores of attention get a multiple of the distance added",
     "already-canonical": "the operator has the spelling that flowopt's passes expect already",
     "already-rewritten": "another rewrite of the same pass has removed this site",
+    "arbitrary-mask": "a mask of attention hides something else than padding and what comes later",
+    "attention-not-recognized": "the attention is written out in operators that are not matched",
+    "attention-sinks": "other columns stand beside the scores of attention in its softmax",
     "axis-mismatch": "the operators work on different axes",
     "batch-statistics": "the norm computes its statistics from the batch, also in eval mode",
     "dynamic-shape": "a size that must be known at capture is free",
@@ -36,6 +41,8 @@ CODES: Final[dict[str, str]] = {
     "peri-norm": "norms read the residual stream, and norms write into it",
     "post-norm": "the norm's output is added into the residual stream",
     "quantized-weight": "the weight is stored in fewer bits than it is used in",
+    "relative-bias": "the scores of attention get stored biases added",
+    "soft-cap": "the scores of attention are bounded by a tanh",
     "stale-choice": "the measured choice is for other sizes",
     "stream-tapped": "the residual stream is read by something else than its norms",
     "tiny-scale": "a variance is so small that folding would lose the shift to cancellation",

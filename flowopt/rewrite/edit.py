@@ -73,7 +73,13 @@ class Edit:
         recorded = recorded_tensor(like)
         if recorded is None:
             raise InternalError(f"{like.name} has no recorded dtype")
-        rounded = value.detach().to(recorded.dtype).contiguous()
+        return self._stored(name, value, value.detach().to(recorded.dtype).contiguous())
+
+    def stored(self, name: str, value: Tensor) -> fx.Node:
+        """Store a tensor in its own dtype (the twin raises a floating one) and return the node that reads it."""
+        return self._stored(name, value, value.detach().contiguous())
+
+    def _stored(self, name: str, value: Tensor, rounded: Tensor) -> fx.Node:
         stored = raised_tensor(value.detach()).contiguous() if self.program.raised else rounded
         unique = _unique(name, self.program)
         self.program.tensors[unique] = stored

@@ -12,6 +12,8 @@ from flowopt.formats.limits import DEFAULT_LIMITS, Limits
 from flowopt.formats.onnx.containment import CheckedOnnx
 from flowopt.program.interface import Interface, TensorSpec
 from flowopt.program.loading.trust import Trust
+from flowopt.report.recurrence import Recurrence
+from flowopt.report.stored_recurrence import stored_recurrence
 from flowopt.runtime.contents import checked_artifact
 from flowopt.runtime.huge_pages import in_huge_pages
 from flowopt.runtime.interface import parsed_interface, parsed_interface_text
@@ -19,6 +21,7 @@ from flowopt.runtime.layout import INTERFACE_KEY, MODEL_FILES, ONNX_MODEL, TVM_M
 from flowopt.runtime.onnx_session import LEVELS, Level, OnnxRunner, open_session
 from flowopt.runtime.providers import CPU_PROVIDER, CUDA_PROVIDER, cuda_available
 from flowopt.runtime.relax_module import RelaxRunner, open_relax
+from flowopt.runtime.stream import Stream
 from flowopt.runtime.torch_module import TorchRunner, open_exported
 
 # Of a model that lost its report.
@@ -176,6 +179,28 @@ class Artifact:
     def run_named(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every output by name, for inputs by name, unchecked."""
         return self._its_runner().run(inputs)
+
+    @property
+    def recurrence(self) -> Recurrence | None:
+        """What it carries from token to token, where it was lowered as a step; else None."""
+        return stored_recurrence(self.report, what=str(self.folder / "report.json")) if self.report else None
+
+    def stream(self, **sizes: int) -> Stream:
+        """A sequence that goes through a step token by token, from its beginning.
+
+        Args:
+            sizes: of the free dimensions, such as ``batch``.
+
+        Raises:
+            UserError: the artifact is no step, or what it carries has a free size that is not given.
+        """
+        recurrence = self.recurrence
+        if recurrence is None:
+            raise UserError(
+                f"{self.folder} is no step: it takes whole sequences",
+                hint="flowopt optimize MODEL --form recurrent makes a step of a causal model",
+            )
+        return Stream(self.run_named, recurrence, sizes)
 
     def _its_interface(self) -> Interface:
         if self._interface is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from flowopt.verification.output_evidence import OutputEvidence, as_real
 from flowopt.verification.ratio_gate import ratio_gate
 from flowopt.verification.rows import row_max, spread
 from flowopt.verification.twin_gate import twin_gate
+
+SWALLOWED: Final = "swallowed"
+"""How the finding begins that special values of the original are finite in the candidate."""
 
 _SATURATED = 0.5
 
@@ -35,6 +39,7 @@ def compare(
     limits: Limits = MODEL_LIMITS,
     detailed: bool = True,
     skip_weak_rows: bool = False,
+    scatter: Tensor | None = None,
 ) -> Comparison:
     """Put a candidate's output through every gate.
 
@@ -49,6 +54,7 @@ def compare(
         detailed: figures beyond the ratio too.
         skip_weak_rows: leave out rows in which the original itself is so far off that a check says too little: at a
             site and on stressed weights nobody asked for those numbers.
+        scatter: float64's own error where it was measured, as ``float64_scatter`` gives it.
     """
     original = evidence.original
     if candidate.shape != original.shape or candidate.dtype != original.dtype:
@@ -63,7 +69,7 @@ def compare(
     evidence = _without_weak_rows(evidence) if skip_weak_rows else evidence
     twin_error = None
     if twin is not None:
-        twin_error, twin_findings = twin_gate(output, case, evidence, as_real(wanted), twin, limits)
+        twin_error, twin_findings = twin_gate(output, case, evidence, as_real(wanted), twin, limits, scatter)
         findings += twin_findings
     figures, ratio_findings = ratio_gate(output, case, evidence, candidate, twin_error, limits, detailed=detailed)
     return Comparison(figures, (*findings, *ratio_findings))
@@ -132,7 +138,7 @@ def _specials(output: str, case: str, evidence: OutputEvidence, candidate: Tenso
         oracle, original, finite = (t[~evidence.undecided] for t in (oracle, original, finite))
     swallowed = ~oracle & ~original & finite
     if bool(swallowed.any()):
-        yield Finding("specials", output, case, f"swallowed: {int(swallowed.sum())} NaN or Inf became finite")
+        yield Finding("specials", output, case, f"{SWALLOWED}: {int(swallowed.sum())} NaN or Inf became finite")
     introduced = oracle & original & ~finite
     if bool(introduced.any()):
         yield Finding("specials", output, case, f"introduced: {int(introduced.sum())} finite values became NaN or Inf")

@@ -17,9 +17,24 @@ _TINY = 1e-300
 
 
 def twin_gate(
-    output: str, case: str, evidence: OutputEvidence, oracle: Tensor, twin: Tensor, limits: Limits
+    output: str,
+    case: str,
+    evidence: OutputEvidence,
+    oracle: Tensor,
+    twin: Tensor,
+    limits: Limits,
+    scatter: Tensor | None = None,
 ) -> tuple[float, list[Finding]]:
-    """The error of the rewritten twin, relative to its row and beyond rounding, and what is wrong with it."""
+    """The error of the rewritten twin, relative to its row and beyond rounding, and what is wrong with it.
+
+    Args:
+        output, case: for the report.
+        evidence: the original on this case.
+        oracle: what the twin must agree with.
+        twin: the rewritten twin's value.
+        limits: of the ratio gate.
+        scatter: float64's own error where it was measured, per element.
+    """
     own = evidence.own_error
     assert own is not None
     if twin.shape != oracle.shape:
@@ -29,6 +44,8 @@ def twin_gate(
     error = torch.where(finite, (twin.to(torch.float64) - oracle).abs(), 0.0)
     scale = row_max(torch.where(finite, oracle.abs(), 0.0))
     rounding = _rounding(own, evidence.original.dtype, limits)
+    if scatter is not None:
+        rounding = torch.maximum(rounding, 2 * limits.largest * row_max(scatter))
     # What the model's own precision cannot hold, as the tail of an erfc, is nothing to it.
     nothing = torch.finfo(evidence.original.dtype).smallest_normal
     excess = (row_max(error) - rounding - nothing).clamp(min=0.0)

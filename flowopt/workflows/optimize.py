@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from flowopt.errors import RequirementNotMet, UserError
 from flowopt.ir.text import operator_census
@@ -16,6 +17,7 @@ from flowopt.pipeline.runner import PipelineRun
 from flowopt.program.program import Program
 from flowopt.report.adaptation import Adaptation
 from flowopt.report.passes import PassRecord
+from flowopt.report.recurrence import Recurrence
 from flowopt.report.report import Report
 from flowopt.report.to_json import to_json
 from flowopt.report.verdict import Outcome, Verdict
@@ -27,6 +29,7 @@ from flowopt.verification.levels import Level, require_level
 from flowopt.workflows.baseline import Baseline, opened_baseline
 from flowopt.workflows.lower import LoweredRun, Progress, lower_and_verify
 from flowopt.workflows.pipelines import Pipeline
+from flowopt.workflows.recurrent import recurrent
 from flowopt.workflows.tuned import Tuned
 from flowopt.workflows.verified_run import (
     NOT_VERIFIED,
@@ -37,6 +40,8 @@ from flowopt.workflows.verified_run import (
     with_budgets,
 )
 from flowopt.workflows.versions import versions
+
+Form = Literal["parallel", "recurrent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,8 @@ def optimize(
     case_budget: float = DEFAULT_BUDGET_TFLOP,
     tuned: str | Path | Tuned | None = None,
     adaptation: Adaptation | None = None,
+    form: Form = "parallel",
+    sequence: str | None = None,
     on_progress: Progress = lambda _: None,
 ) -> OptimizeResult:
     """Rewrite a program, lower it, and prove both against the original.
@@ -95,6 +102,8 @@ def optimize(
         case_budget: in TFLOP; a case that costs the original more is skipped and named.
         tuned: measured choices, or the file that holds them; passes follow them in place of their cost models.
         adaptation: how ``program`` was made of another model, for the report.
+        form: ``recurrent`` lowers a causal model as a step: one token in and one out, with explicit state.
+        sequence: of that, the free dimension of its tokens; None: the one along which anything is carried.
         on_progress: gets one line per step.
 
     Raises:
@@ -103,11 +112,16 @@ def optimize(
         CannotWrite: the folder.
         MissingDependency: what the target needs is not installed.
         BackendFailed: TVM's compiler failed or crashed.
-        UserError: an unknown target or pass, measured choices of another model, or an operator that cannot be lowered.
+        UserError: an unknown target or pass, measured choices of another model, or an operator that cannot be lowered,
+            or cannot go token by token.
     """
     wanted_target = target_named(target, arch)
     if verify not in ("each", "final", "off"):
         raise UserError(f"verify={verify!r} must be each, final or off")
+    if form not in ("parallel", "recurrent"):
+        raise UserError(f"form={form!r} must be parallel or recurrent")
+    if sequence is not None and form != "recurrent":
+        raise UserError(f"sequence={sequence!r} belongs to a step", hint="form='recurrent'")
     require_level(level)
     if wanted_target.backend == "tvm" and not dry_run:
         # Before anything is verified: what is missing would be missing at the end, too.
@@ -122,11 +136,17 @@ def optimize(
     if choices is not None:
         choices.require_for(program, target)
         pipeline = pipeline.following(choices)
+    recurrence = None
+    if form == "recurrent":
+        made = recurrent(program, sequence=sequence, verify=verify != "off", seed=seed, on_progress=on_progress)
+        program, recurrence = made.program, made.recurrence
     checks = Checks(verify, seed, level, case_budget, on_progress)
     evidence, run = rewritten(program, pipeline, checks)
     _require_applied(run.records, require or {})
     verdict = verdict_of_program(program, run, evidence, checks)
-    settings = _Settings(program, run, wanted_target, pipeline.text(), choices, adaptation)
+    if recurrence is not None and recurrence.verdict is not None and not recurrence.verdict:
+        verdict = recurrence.verdict
+    settings = _Settings(program, run, wanted_target, pipeline.text(), choices, adaptation, recurrence)
     if dry_run or not (verdict or verdict.outcome is Outcome.NOT_VERIFIED):
         report = settings.report("dry-run" if dry_run else verdict.outcome.value, None)
         if least is not None and (verdict or verdict.outcome is Outcome.NOT_VERIFIED):
@@ -188,6 +208,7 @@ class _Settings:
     pipeline: str
     tuned: Tuned | None
     adaptation: Adaptation | None
+    recurrence: Recurrence | None
 
     def outcome(self, lowered: LoweredRun, *, is_verified: bool) -> str:
         """Of the whole; a model that was adapted beforehand is no more than an approximation of its original."""
@@ -214,6 +235,7 @@ class _Settings:
             source_sha256=self.original.provenance.sha256,
             trust=self.original.provenance.trust,
             adaptation=self.adaptation,
+            recurrence=self.recurrence,
         )
 
     def _of_choices(self) -> Iterator[str]:

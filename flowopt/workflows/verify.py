@@ -15,6 +15,7 @@ from flowopt.program.program import Program
 from flowopt.report.stored import stored_report
 from flowopt.report.verdict import Figures, Finding, Outcome, Verdict
 from flowopt.runtime.artifact import Artifact
+from flowopt.runtime.stream import Stream
 from flowopt.runtime.trial import require_harmless
 from flowopt.verification.evidence import Evidence, collect_evidence
 from flowopt.verification.inputs.case_budget import DEFAULT_BUDGET_TFLOP
@@ -135,9 +136,10 @@ def _with_threads(
         return None
 
     def opened(threads: int) -> Runner:
-        return Artifact.open(
+        again = Artifact.open(
             other.folder, trust=trust, provider=provider, limits=limits, threads=threads, huge_pages=False
-        ).run_named
+        )
+        return _on_whole_sequences(again)
 
     return opened
 
@@ -162,15 +164,34 @@ class _CandidateRun:
     """Runs the candidate, and remembers that it could not even be opened: no finding about its numbers."""
 
     def __init__(self, candidate: Program | Artifact) -> None:
-        self._candidate = candidate
+        self._run = _on_whole_sequences(candidate)
         self.unusable: MissingDependency | MalformedModel | None = None
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         try:
-            return self._candidate.run_named(inputs)
+            return self._run(inputs)
         except (MissingDependency, MalformedModel) as error:
             self.unusable = error
             raise
+
+
+def _on_whole_sequences(candidate: Program | Artifact) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """The candidate's run; a step runs token by token, from its beginning."""
+    recurrence = candidate.recurrence if isinstance(candidate, Artifact) else None
+    if recurrence is None or not isinstance(candidate, Artifact):
+        return candidate.run_named
+    specs = {spec.name: spec.shape for spec in candidate.inputs}
+
+    def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        sizes = {
+            dim: value.shape[axis]
+            for name, value in inputs.items()
+            for axis, dim in enumerate(specs[name])
+            if isinstance(dim, str)
+        }
+        return Stream(candidate.run_named, recurrence, sizes).run(**inputs)
+
+    return run
 
 
 def _opened(model: Model, trust: Trust, provider: str | None, limits: Limits) -> Program | Artifact:
@@ -186,7 +207,9 @@ def _opened(model: Model, trust: Trust, provider: str | None, limits: Limits) ->
 def _interface_differences(original: Program, other: Program | Artifact) -> tuple[Finding, ...]:
     """Inputs by name and dtype, before anything runs; outputs are compared when they are there."""
     wanted: dict[str, Any] = {i.name: i.dtype for i in original.inputs}
-    found: dict[str, Any] = {i.name: i.dtype for i in other.inputs}
+    recurrence = other.recurrence if isinstance(other, Artifact) else None
+    carried = {state.input for state in recurrence.states} if recurrence is not None else set()
+    found: dict[str, Any] = {i.name: i.dtype for i in other.inputs if i.name not in carried}
     return tuple(
         Finding("structure", f"input {name}", "all cases", _difference(wanted.get(name), found.get(name)))
         for name in dict.fromkeys([*wanted, *found])

@@ -106,3 +106,27 @@ def interrupted() -> None:
 
 def leaving() -> None:
     sys.exit(0)
+
+
+class Summing(nn.Module):
+    """The mean of all tokens so far, of projected ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        counts = torch.arange(1, tokens.shape[1] + 1, dtype=tokens.dtype)[:, None]
+        means: Tensor = self.last(self.first(tokens).relu().cumsum(1) / counts)
+        return means
+
+
+def summing(seed: int = 1) -> dict[str, Any]:
+    module = Summing()
+    randomise(module, seed)
+    return {
+        "module": module.eval(),
+        "args": (torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(seed)),),
+        "dynamic": {"tokens": {0: "batch", 1: "time"}},
+        "dims": {"batch": (1, 64), "time": (1, 64)},
+    }

@@ -13,6 +13,8 @@ MODEL = f"{HERE}:pre_norm"
 # It fails when it is loaded.
 BROKEN = model("broken")
 SWAP = ("--swap-norm", "unified", "--data", "images.npz")
+LINEAR = ("--linearize", "hedgehog", "--data", "images.npz")
+SELECT = ("--recalibrate", "select", "--data", "images.npz")
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +32,20 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint", "hint"),
     [
-        ((), "adapt does one thing: --swap-norm or --recalibrate", "--swap-norm unified --data FILE"),
+        ((), "adapt does one thing: --swap-norm, --linearize or --recalibrate", "--swap-norm unified --data FILE"),
         (("--data", "images.npz"), "adapt does one thing", "--swap-norm unified"),
         ((*SWAP, "--recalibrate", "select"), "adapt does one thing", "--swap-norm unified"),
+        ((*SWAP, "--linearize", "hedgehog"), "adapt does one thing", "--swap-norm unified"),
+        (("--linearize", "hedgehgo", "--data", "x"), "'hedgehgo' is no linear attention", "did you mean hedgehog?"),
+        ((*LINEAR, "--norms", "0"), "--norms is of --swap-norm", "leave it out where attention is linearized"),
+        ((*LINEAR, "--settle", "0.5"), "--settle is of --swap-norm", "leave it out where attention is linearized"),
+        ((*LINEAR, "--recover", "ridge"), "'ridge' is no step of this recovery", "--recover transfer,distill"),
+        ((*LINEAR, "--transfer-steps", "0"), "invalid value for '--transfer-steps'", "flowopt adapt --help"),
+        ((*SWAP, "--keep-softmax", "0.5"), "--keep-softmax is of --linearize", "leave it out where norms are swapped"),
+        ((*SWAP, "--recover", "transfer"), "'transfer' is no step of this recovery", "--recover ridge,distill"),
+        ((*SWAP, "--target-weight", "1"), "--target-weight is of --recalibrate", "leave it out where norms are"),
+        ((*SELECT, "--lora", "4"), "--lora is of --swap-norm and --linearize", "recalibration trains nothing"),
+        ((*SELECT, "--window", "4"), "--window is of --linearize", "recalibration trains nothing"),
         (("--swap-norm", "unified"), "there is no data", "--data images.npz, arrays by input name"),
         (
             ("--swap-norm", "unifide", "--data", "x"),
@@ -164,8 +177,16 @@ def test_a_checkpoint_that_is_there_is_not_overwritten_unasked() -> None:
     assert Path("state").read_text() == "of another run" and not Path("out").exists()
 
 
-@pytest.mark.parametrize("name", ["swap-norm", "swap-norm:to=power", "recalibrate-batch-norm"])
-def test_passes_that_are_measured_on_data_are_no_part_of_a_pipeline(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("swap-norm", "--swap-norm unified --data FILE"),
+        ("swap-norm:to=power", "--swap-norm unified --data FILE"),
+        ("recalibrate-batch-norm", "--swap-norm unified --data FILE"),
+        ("linearize-attention", "--linearize hybrid --data FILE"),
+    ],
+)
+def test_passes_that_are_measured_on_data_are_no_part_of_a_pipeline(name: str, hint: str) -> None:
     message = refused(flowopt("optimize", BROKEN, "--passes", name))
     assert "which a pipeline does not have" in message
-    assert "flowopt adapt MODEL --swap-norm unified --data FILE" in message
+    assert f"flowopt adapt MODEL {hint}" in message

@@ -58,6 +58,29 @@ def test_a_file_says_what_the_options_say(monkeypatch: pytest.MonkeyPatch) -> No
     assert (list(found["outputs"]), found["budget"].min_cosine, found["timing"]) == (["output"], 0.9, False)
 
 
+LINEAR = """
+linearize = "hybrid"
+data = "tokens.npz"
+layers = [0, 2]
+keep-softmax = 0.25
+keep-by = "effect"
+length = 4096
+window = 32
+chunk = 16
+transfer-steps = 50
+lora = 4
+"""
+
+
+def test_a_file_says_how_attention_is_linearized(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = given(monkeypatch, LINEAR)
+    assert (found["swap_norm"], found["linearize"], found["layers"]) == (None, "hybrid", "0,2")
+    assert (found["keep_softmax"], found["keep_by"], found["length"]) == (0.25, "effect", 4096)
+    assert found["attention"] == {"window": 32, "chunk": 16}
+    plan = found["recovery"]
+    assert (plan.steps, plan.transfer_steps, plan.settings.lora_rank) == (("transfer", "distill"), 50, 4)
+
+
 def test_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--swap-norm", "unified", "--steps", "7", "--norms", "best:3", "--held-out", "other.npz")
     found = given(monkeypatch, FILE, *options)
@@ -81,6 +104,7 @@ def test_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         ('steps = "many"', "invalid value for '--steps'", ""),
         ('swap-norm = "unifide"', "'unifide' is not one of", ""),
         ('swap-norm = "unified"', "there is no data", "--data images.npz"),
+        ('linearize = "elu"\ndata = "x"\nthreshold = 0.2', "--threshold is of --swap-norm", "leave it out"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_exit_2_before_the_model_is_loaded(

@@ -143,7 +143,15 @@ def test_the_demo_prints_both_models(tmp_path: Path) -> None:
 def test_every_example_is_run_here() -> None:
     text = Path(__file__).read_text()
     # minilm.py is a factory: the demo and the zoo run it; minilm_texts.py is data for it. digits_flow.py is the network
-    # of fold_a_sampler.py.
-    parts = ("minilm.py", "minilm_texts.py", "digits_flow.py")
+    # of fold_a_sampler.py, listops.py that of linearize_attention.py.
+    parts = ("minilm.py", "minilm_texts.py", "digits_flow.py", "listops.py")
     missing = [p.name for p in EXAMPLES.glob("*.py") if p.name not in parts and f'"{p.name}"' not in text]
     assert not missing
+
+
+@pytest.mark.slow
+def test_linearize_attention(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    output = run(str(EXAMPLES / "linearize_attention.py"), "hedgehog", "0.25", "20", folder=tmp_path)
+    assert "mean-of-values" in output and "\nhedgehog " in output and "\nsoftmax " in output
+    assert (tmp_path / "attention_latency.png").stat().st_size > 5000

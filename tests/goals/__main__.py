@@ -18,8 +18,10 @@ from tests.goals import (
     absorb,
     adapt,
     alarms,
+    attention,
     bench,
     constants,
+    linear,
     loading,
     mutants,
     norms,
@@ -53,7 +55,9 @@ ROWS = (
     *tvm.ROWS,
     *bench.ROWS,
     *adapt.ROWS,
+    *attention.ROWS,
     *swaps.ROWS,
+    *linear.ROWS,
     *ssm.ROWS,
 )
 _ROOT = Path(__file__).resolve().parents[2]

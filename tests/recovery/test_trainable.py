@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowopt.errors import UserError
+from flowopt.ops.attention import InPlaceOfSoftmax, MeanAttention
 from flowopt.recovery.trainable import Trainable
 from tests.recovery.affine_leaf import AffineLeaf
+from tests.recovery.tiny_attention import SHAPE, attentions, mean_leaves, tagger_program, texts
 from tests.recovery.tiny_transformer import TOKENS, inputs, norms_of, program_of, tiny_program, tiny_transformer
 
 
@@ -189,3 +191,48 @@ def test_names_that_the_program_does_not_have_are_refused() -> None:
         Trainable(program)(inputs(4, seed=1), observe=["nothing"])
     with pytest.raises(UserError, match="no value for the input 'mask'"):
         Trainable(program)({"ids": inputs(4, seed=1)["ids"]})
+
+
+def test_a_leaf_of_several_values_gets_them_and_nothing_else() -> None:
+    program = tagger_program()
+    (name, read), *_ = attentions(program).items()
+    leaf = InPlaceOfSoftmax(MeanAttention(SHAPE))
+    student = Trainable(program, {name: (read, leaf)}, padding="mask").eval()
+    _, seen = student(texts(4, seed=1), observe=[name, *read])
+    assert len(read) == 4 and student.sources(name) == read
+    assert torch.equal(seen[name], leaf(*(seen[one] for one in read)))
+
+
+def test_leaves_of_norms_and_of_attention_stand_side_by_side() -> None:
+    program = tagger_program()
+    (norm, source), *_ = norms_of(program).items()
+    student = Trainable(program, {**mean_leaves(program), norm: (source, leaf_of(norm))}, padding="mask").eval()
+    assert student.norms == {norm} and len(student.active) == 3
+    student.active = frozenset(attentions(program))
+    given = texts(4, seed=1)
+    assert not student.norms and not torch.equal(only(student(given)[0]), only(program.run_named(given)))
+
+
+def test_what_only_attention_reads_is_computed_no_more() -> None:
+    program = tagger_program()
+    (name, (_, _, value, _)), *_ = attentions(program).items()
+
+    class Same(nn.Module):
+        def forward(self, value: Tensor) -> Tensor:
+            return value
+
+    student = Trainable(program, {name: ((value,), Same())})
+    names = {key for key, _ in student.tensors.named_parameters()}
+    assert "/blocks/0/q/weight" not in names and "/blocks/0/v/weight" in names
+    seen = student(texts(4, seed=1), observe=[name, value])[1]
+    assert torch.equal(seen[name], seen[value])
+
+
+def test_every_value_that_a_leaf_reads_has_to_be_there_before_it() -> None:
+    program = tagger_program()
+    (name, read), (later, _) = attentions(program).items()
+    leaf = InPlaceOfSoftmax(MeanAttention(SHAPE))
+    with pytest.raises(UserError, match="no node 'nowhere'"):
+        Trainable(program, {name: ((*read[:2], "nowhere"), leaf)})
+    with pytest.raises(UserError, match=f"'{later}' is computed after '{name}'"):
+        Trainable(program, {name: ((*read[:2], later), leaf)})

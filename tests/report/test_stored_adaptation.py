@@ -1,5 +1,6 @@
 """The adaptation in a report: what ``adapt`` wrote comes back, everything else is refused with its place."""
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from flowopt.errors import MalformedModel
 from flowopt.report.adaptation import Adaptation, Agreement, Comparison, NormRecord, Stage
+from flowopt.report.attention_record import AttentionRecord
 from flowopt.report.bench import Ratio
 from flowopt.report.report import Report
 from flowopt.report.stored import StoredAdaptation, StoredAgreement, stored_report
@@ -31,6 +33,17 @@ ADAPTATION = Adaptation(
     original_metric=0.625,
     metric="accuracy",
     comparison=Comparison({"batch": 1}, 2.0, 1.0, Ratio(0.5, 0.25, 0.75, 12), (8, 4), (2, 1)),
+)
+
+
+def attention(position: int, decision: str, **figures: float) -> AttentionRecord:
+    return AttentionRecord(position, f"a{position}", None, 4, 2, 8, True, 64, decision, **figures)  # type: ignore[arg-type]  # figures are numbers
+
+
+LINEARIZATION = dataclasses.replace(
+    ADAPTATION,
+    norms=(),
+    layers=(attention(0, "swapped", crossover=48.5), attention(1, "refused"), attention(2, "kept", entropy=math.nan)),
 )
 
 
@@ -71,6 +84,27 @@ def test_a_report_of_a_model_that_was_not_adapted_has_none() -> None:
     assert read(content) is None
 
 
+def test_layers_are_counted_by_what_became_of_them() -> None:
+    found = read(written(LINEARIZATION))
+    assert found is not None and (found.layers, found.linearized, found.norms) == (3, 1, 0)
+    content = written(LINEARIZATION)["adaptation"]["layers"]
+    assert [one["crossover"] for one in content] == [48.5, None, None]
+    assert [one["entropy"] for one in content] == [None, None, "nan"]
+
+
+def test_layers_are_told_apart() -> None:
+    said = LINEARIZATION
+    assert [one.site for one in (*said.linearized, *said.refused_layers, *said.kept_softmax)] == ["a0", "a1", "a2"]
+    assert not said.swapped and not said.refused
+
+
+def test_a_report_that_is_older_than_linearization_has_no_layers() -> None:
+    content = written()
+    del content["adaptation"]["layers"]
+    found = read(content)
+    assert found is not None and (found.layers, found.linearized) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [
@@ -84,6 +118,8 @@ def test_a_report_of_a_model_that_was_not_adapted_has_none() -> None:
         (("norms",), {}),
         (("norms", 0), "swapped"),
         (("norms", 0, "decision"), None),
+        (("layers",), {}),
+        (("layers",), ["swapped"]),
         (("stages",), []),
         (("stages",), None),
         (("stages", 1), 3),

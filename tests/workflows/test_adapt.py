@@ -154,7 +154,15 @@ def test_beyond_the_budget_nothing_is_written(tmp_path: Path) -> None:
         ({"swap_norm": None}, "adapt does one thing"),
         ({"swap_norm": "unifide"}, "swap_norm='unifide' is not known"),
         ({"swap_norm": None, "recalibrate": "alpha"}, "recalibrate='alpha' is not known"),
-        ({"swap_norm": None, "recalibrate": "select", "norms": "0"}, "norms='0' chooses norms to swap"),
+        ({"swap_norm": None, "recalibrate": "select", "norms": "0"}, "norms='0' is of swap_norm"),
+        ({"linearize": "hedgehog"}, "adapt does one thing"),
+        ({"swap_norm": None, "linearize": "hedgehgo"}, "linearize='hedgehgo' is not known"),
+        ({"swap_norm": None, "linearize": "hedgehog", "threshold": 0.2}, "threshold=0.2 is of swap_norm"),
+        ({"swap_norm": None, "linearize": "hedgehog", "keep_softmax": 1.0}, "keep_softmax=1.0 is no share"),
+        ({"swap_norm": None, "linearize": "hedgehog", "keep_by": "kl"}, "keep_by='kl' is not known"),
+        ({"keep_softmax": 0.5}, "keep_softmax=0.5 is of linearize"),
+        ({"attention": {"window": 4}}, "attention={'window': 4} is of linearize"),
+        ({"recovery": flowopt.RecoveryPlan(steps=("transfer",))}, "'transfer' is no step of this recovery"),
         ({"outputs": ["logits"]}, "no floating output 'logits'"),
         ({"held_out": 1.0}, "held_out=1.0 is a fraction"),
     ],
@@ -181,7 +189,7 @@ def test_an_original_that_cannot_be_measured_takes_nothing_from_the_artifact(
     def fails(*_: object, **__: object) -> None:
         raise Inconclusive("nothing ran")
 
-    monkeypatch.setattr("flowopt.workflows.adapt.compared", fails)
+    monkeypatch.setattr("flowopt.workflows.adapting.lowered.compared", fails)
     result = adapted(tmp_path, force=True, recovery=NOTHING, timing=True, target="torch")
     assert result.artifact is not None and result.adaptation.comparison is None
     assert content(tmp_path)["adaptation"]["notes"] == ["not measured beside the original: nothing ran"]

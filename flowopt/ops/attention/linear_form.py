@@ -20,6 +20,7 @@ class AttentionShape:
         value_dim: features of a value, M.
         is_causal: a query sees the keys up to its own position.
         scale: what softmax attention multiplies the scores with.
+        is_cross: the keys are of other tokens than the queries: what the key mask hides is no query otherwise.
     """
 
     heads: int
@@ -27,6 +28,7 @@ class AttentionShape:
     value_dim: int
     is_causal: bool
     scale: float
+    is_cross: bool = False
 
 
 class LinearForm(nn.Module, abc.ABC):

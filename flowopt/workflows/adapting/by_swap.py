@@ -44,7 +44,7 @@ def adapted_by_swap(
     Raises:
         UserError: none of the norms that were asked for can be replaced.
     """
-    if DISTILL in plan.steps and plan.settings.loss not in LOSSES:
+    if DISTILL in plan.ordered and plan.settings.loss not in LOSSES:
         # Imported before the work, not after it.
         user_loss(plan.settings.loss)
     found = judged(

@@ -1,0 +1,60 @@
+"""Find diagonal state spaces that a graph computes as convolutions with a kernel."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from flowopt.analysis.exponential_kernel import diagonal_system
+from flowopt.ir.float64 import raised_tensor
+from flowopt.ops.ssm.diagonal_system import DiagonalSystem
+from flowopt.passes.fold.fold_ssm_kernel import FoldSsmKernel, Plan
+from flowopt.program.program import Program
+from flowopt.rewrite.site import RefusedError, Site
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpace:
+    """y_t = Re sum_n gains[n] s_t[n] + skip u_t with s_t = poles s_{t-1} + u_t.
+
+    Attributes:
+        source: u, of rank 3.
+        axis: of tokens, 1 or 2; channels are on the other one.
+        system: poles and gains.
+        skip: (H,), float64; None: nothing is added.
+    """
+
+    source: fx.Node
+    axis: int
+    system: DiagonalSystem
+    skip: Tensor | None
+
+
+def state_spaces(program: Program) -> Mapping[fx.Node, StateSpace]:
+    """Every state space, by the node whose value is its output.
+
+    Those alone whose kernel is a sum of powers for any length: what ``fold-ssm-kernel`` runs in chunks.
+    """
+    # Neither taps nor tables are stored here, whose size the pass would limit.
+    rewrite = FoldSsmKernel(form="chunked", max_growth=1 << 62)
+    found: dict[fx.Node, StateSpace] = {}
+    for node in rewrite.sites(program):
+        try:
+            plan = rewrite.check(Site(program, node))
+        except RefusedError:
+            continue
+        space = _space(program, plan)
+        if space is not None:
+            found[plan.convolution.result] = space
+    return found
+
+
+def _space(program: Program, plan: Plan) -> StateSpace | None:
+    assert plan.powers is not None, "chunks carry powers"
+    system = diagonal_system(plan.powers, lambda name: raised_tensor(program.tensors[name]))
+    convolution = plan.convolution
+    if system is None:
+        return None
+    channels = len(system.poles)
+    skip = None if convolution.skip is None else program.constant(convolution.skip).reshape(-1).expand(channels)
+    return StateSpace(convolution.x, convolution.axis, system, skip)

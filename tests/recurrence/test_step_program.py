@@ -1,0 +1,249 @@
+"""A step, token by token, is the causal model on whole sequences; what is not causal or carries more is refused."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flowopt.errors import UserError
+from flowopt.ops.ssm.s4d import S4D
+from flowopt.program.capture import capture
+from flowopt.program.program import Program
+from flowopt.recurrence.step_program import StepProgram, step_program
+from flowopt.runtime.stream import Stream
+from tests.recurrence.causal_models import VOCABULARY, Decoder, decoder, of_ids, on_tokens
+
+F = nn.functional
+EXACT = 1e-10
+
+
+def difference(program: Program, batch: int, length: int) -> float:
+    """Largest difference in float64 between the step, token by token, and the model."""
+    made = step_program(program, "sequence")
+    generator = torch.Generator().manual_seed(length)
+    (name,) = (i.name for i in program.inputs)
+    if name == "ids":
+        given = torch.randint(0, VOCABULARY, (batch, length), generator=generator)
+    else:
+        given = torch.randn(batch, length, 8, generator=generator, dtype=torch.float64)
+    whole = program.raised_copy()
+    step = step_program(whole, "sequence").program
+    wanted = whole.run_named({name: given})
+    stream = Stream(step.run_named, made.recurrence, {"batch": batch}, dtype=torch.float64)
+    found = stream.run(**{name: given})
+    return max(float((found[key] - wanted[key]).abs().max()) for key in wanted)
+
+
+@pytest.mark.parametrize("length", [1, 7])
+@pytest.mark.parametrize("name", ["elu", "favor", "cosformer", "hedgehog", "t2r", "flow", "mean"])
+def test_linear_attention_goes_token_by_token(name: str, length: int) -> None:
+    assert difference(decoder(name), 2, length) <= EXACT
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    at = torch.arange(q.shape[2])
+    visible = at[:, None] >= at
+    return torch.where(visible, q @ k.transpose(-1, -2), 0.0) @ v
+
+
+def multiplied(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    triangle = torch.ones(q.shape[2], q.shape[2]).tril().to(q.dtype)
+    return (0.5 * (q @ k.transpose(-1, -2)) * triangle / 3.0) @ v
+
+
+def normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = (F.elu(q) + 1) @ (F.elu(k) + 1).transpose(-1, -2)
+    weights = scores.tril()
+    return weights @ v / weights.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("attend", [masked, multiplied, normalised])
+def test_products_that_are_written_out_in_other_ways(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    assert difference(of_ids(Decoder(attend)), 2, 11) <= EXACT
+
+
+def running(x: Tensor) -> Tensor:
+    return x.cumsum(1) / torch.arange(1, x.shape[1] + 1, dtype=x.dtype)[:, None]
+
+
+def shifted(x: Tensor) -> Tensor:
+    return x + F.pad(x, (0, 0, 1, -1))
+
+
+def delayed(x: Tensor) -> Tensor:
+    return x * F.pad(x, (0, 0, 3, -3))
+
+
+def every_other(x: Tensor) -> Tensor:
+    return x * torch.arange(3, 3 + 2 * x.shape[1], 2, dtype=x.dtype)[:, None]
+
+
+def counted(x: Tensor) -> Tensor:
+    return x.cumsum(1) / torch.ones(x.shape[0], x.shape[1], 1, dtype=x.dtype).cumsum(1)
+
+
+@pytest.mark.parametrize("body", [running, shifted, delayed, every_other, counted, torch.tanh])
+@pytest.mark.parametrize("length", [4, 7])  # the whole model takes no fewer tokens than the longest delay
+def test_sums_delays_and_positions(body: Callable[[Tensor], Tensor], length: int) -> None:
+    assert difference(on_tokens(body), 2, length) <= EXACT
+
+
+class Positions(nn.Module):
+    """Positions by a lookup of a counter, and beside them a label of the whole sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(VOCABULARY, 8), nn.Embedding(66, 8)
+        self.labels = nn.Embedding(4, 8)
+
+    def forward(self, ids: Tensor, label: Tensor) -> Tensor:
+        at = torch.arange(2, 2 + ids.shape[1])
+        x: Tensor = self.tokens(ids) + self.positions(at)[None] + self.labels(label)[:, None]
+        return x.cumsum(1)
+
+
+def test_positions_that_are_looked_up_and_inputs_without_tokens() -> None:
+    program = capture(
+        Positions().eval(),
+        (torch.randint(0, VOCABULARY, (3, 9)), torch.randint(0, 4, (3,))),
+        dynamic={"ids": {0: "batch", 1: "sequence"}, "label": {0: "batch"}},
+        dims={"batch": (1, 8), "sequence": (1, 64)},
+    )
+    made = step_program(program, "sequence")
+    ids, label = torch.randint(0, VOCABULARY, (2, 5)), torch.tensor([3, 1])
+    found = Stream(made.program.run_named, made.recurrence, {"batch": 2}).run(ids=ids, label=label)
+    torch.testing.assert_close(found["output"], program.run(ids, label))
+
+
+@pytest.mark.parametrize("length", [1, 2, 40])
+def test_state_spaces_carry_their_states_in_real_numbers(length: int) -> None:
+    program = on_tokens(Convolved())
+    assert difference(program, 2, length) <= EXACT
+    shapes = [state.shape for state in step_program(program, "sequence").recurrence.states]
+    assert shapes == [("batch", 8, 8), ("batch", 8, 8)]
+
+
+class Convolved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = S4D(8, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolved: Tensor = self.layer(x.transpose(1, 2))
+        return torch.tanh(convolved).transpose(1, 2)
+
+
+def made() -> StepProgram:
+    return step_program(decoder("elu"), "sequence")
+
+
+def test_states_are_inputs_and_outputs_with_the_sizes_of_the_features() -> None:
+    states = made().recurrence.states
+    assert {state.shape for state in states} == {(1,), ("batch", 2, 8, 8), ("batch", 2, 1, 8)}
+    names = {i.name for i in made().program.inputs}, {o.name for o in made().program.outputs}
+    assert all(state.input in names[0] and state.output in names[1] for state in states)
+
+
+def test_a_step_has_one_token_and_no_free_length() -> None:
+    assert made().program.shape("ids") == ("batch", 1)
+    assert [d.name for d in made().program.dims] == ["batch"]
+    assert made().recurrence.token_axes == {"ids": 1, "output": 1}
+
+
+def test_the_model_stays_as_it_was() -> None:
+    program = decoder("elu")
+    before = [n.format_node() for n in program.graph.nodes]
+    shapes = [str(n.meta.get("val")) for n in program.graph.nodes]
+    step_program(program, "sequence")
+    assert [n.format_node() for n in program.graph.nodes] == before
+    assert [str(n.meta.get("val")) for n in program.graph.nodes] == shapes
+    assert [d.name for d in program.dims] == ["batch", "sequence"]
+
+
+def softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-1, -2)) @ v
+
+
+def strictly_before(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-1, -2)).tril(-1) @ v
+
+
+def ahead(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return ((q @ k.transpose(-1, -2)) * torch.ones(q.shape[2], q.shape[2]).triu()) @ v
+
+
+@pytest.mark.parametrize("attend", [softmax, to_all, strictly_before, ahead])
+def test_refuses_attention_that_no_sum_carries(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    with pytest.raises(UserError, match="cannot go token by token"):
+        step_program(of_ids(Decoder(attend)), "sequence")
+
+
+def of_the_length(x: Tensor) -> Tensor:
+    return x / x.shape[1]
+
+
+def centred(x: Tensor) -> Tensor:
+    return x - x.mean(1, keepdim=True)
+
+
+def reversed_sum(x: Tensor) -> Tensor:
+    return x.flip(1).cumsum(1)
+
+
+def of_what_follows(x: Tensor) -> Tensor:
+    return F.pad(x, (0, 0, -1, 1))
+
+
+@pytest.mark.parametrize("body", [of_the_length, centred, reversed_sum, of_what_follows])
+def test_refuses_what_knows_of_other_tokens(body: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(UserError, match="cannot go token by token"):
+        step_program(on_tokens(body), "sequence")
+
+
+def test_the_refusal_of_softmax_says_why_and_where() -> None:
+    with pytest.raises(UserError) as caught:
+        step_program(of_ids(Decoder(softmax)), "sequence")
+    assert "softmax attention" in caught.value.message
+    assert "causal_models.py" in caught.value.why
+
+
+def test_refuses_an_output_of_the_whole_sequence() -> None:
+    one = capture(Pooled().eval(), (torch.randn(3, 9, 8),), dynamic={"x": {1: "sequence"}}, dims={"sequence": (1, 64)})
+    with pytest.raises(UserError, match="0 axes of 'sequence'"):
+        step_program(one, "sequence")
+
+
+class Pooled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def test_refuses_a_dimension_that_is_not_free() -> None:
+    with pytest.raises(UserError, match="no free dimension 'tokens'") as caught:
+        step_program(decoder("elu"), "tokens")
+    assert "batch, sequence" in (caught.value.hint or "")
+
+
+class Counting(nn.Module):
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return x.cumsum(1) + self.calls
+
+
+def test_refuses_a_model_with_state_of_its_own() -> None:
+    program = capture(
+        Counting().eval(), (torch.randn(3, 9, 8),), dynamic={"x": {1: "sequence"}}, dims={"sequence": (1, 64)}
+    )
+    with pytest.raises(UserError, match="state of its own"):
+        step_program(program, "sequence")

@@ -1,0 +1,139 @@
+"""A causal model is lowered as a step, proved against the whole, and streamed."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowopt.errors import UserError
+from flowopt.recurrence.step_program import StepProgram, step_program
+from flowopt.report.verdict import Outcome
+from flowopt.runtime.artifact import Artifact
+from flowopt.workflows import recurrent as module
+from flowopt.workflows.optimize import OptimizeResult, optimize
+from flowopt.workflows.recurrent import recurrent
+from flowopt.workflows.verify import verify
+from tests.recurrence.causal_models import VOCABULARY, decoder, on_tokens
+
+IDS = torch.randint(0, VOCABULARY, (2, 13), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def lowered(tmp_path_factory: pytest.TempPathFactory) -> OptimizeResult:
+    return optimize(decoder("hedgehog"), form="recurrent", folder=tmp_path_factory.mktemp("step") / "out")
+
+
+def opened(lowered: OptimizeResult) -> Artifact:
+    assert lowered.artifact is not None
+    return lowered.artifact
+
+
+def test_the_step_is_verified_and_so_is_its_file(lowered: OptimizeResult) -> None:
+    assert lowered.report.outcome == "verified"
+    assert lowered.report.recurrence is not None
+    assert lowered.report.recurrence.verdict is not None
+    assert lowered.report.recurrence.verdict.outcome is Outcome.EQUIVALENT
+
+
+def test_a_stream_gives_what_the_model_gives_on_the_whole(lowered: OptimizeResult) -> None:
+    found = opened(lowered).stream(batch=2).run(ids=IDS)
+    expected = decoder("hedgehog").run(IDS)
+    torch.testing.assert_close(found["output"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_stream_goes_on_from_states_that_were_kept(lowered: OptimizeResult) -> None:
+    stream = opened(lowered).stream(batch=2)
+    whole = stream.run(ids=IDS)["output"]
+    stream.reset()
+    stream.run(ids=IDS[:, :8])
+    other = opened(lowered).stream(batch=2)
+    other.reset(stream.states)
+    assert torch.equal(other.run(ids=IDS[:, 8:])["output"], whole[:, 8:])
+
+
+def test_a_stream_asks_for_the_size_of_what_it_carries(lowered: OptimizeResult) -> None:
+    with pytest.raises(UserError, match="how large is 'batch'"):
+        opened(lowered).stream()
+
+
+def test_a_stream_refuses_states_that_it_has_not(lowered: OptimizeResult) -> None:
+    with pytest.raises(UserError, match="no state 'memory'"):
+        opened(lowered).stream(batch=1).reset({"memory": torch.zeros(1)})
+
+
+def test_verify_runs_a_step_on_whole_sequences(lowered: OptimizeResult) -> None:
+    assert verify(decoder("hedgehog"), opened(lowered)).outcome is Outcome.EQUIVALENT
+    assert verify(decoder("elu"), opened(lowered)).outcome is Outcome.DIFFERENT
+
+
+def test_an_artifact_of_whole_sequences_has_no_stream(tmp_path: Path) -> None:
+    made = optimize(on_tokens(torch.tanh), folder=tmp_path / "out", verify="off")
+    assert made.artifact is not None
+    with pytest.raises(UserError, match="is no step"):
+        made.artifact.stream(batch=1)
+
+
+def forgetful(program: object, sequence: str) -> StepProgram:
+    """A step that halves what it carries in the first place."""
+    made = step_program(program, sequence)  # type: ignore[arg-type]  # a program
+    (output,) = made.program.graph.find_nodes(op="output")
+    found, *states = output.args[0]
+    with made.program.graph.inserting_before(output):
+        half = made.program.graph.call_function(torch.ops.aten.mul.Scalar, (states[0], 0.5))
+    half.meta = dict(states[0].meta)
+    output.args = ((found, half, *states[1:]),)
+    return made
+
+
+def summed(x: Tensor) -> Tensor:
+    return x.cumsum(1)
+
+
+def test_a_step_that_forgets_is_different_and_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "step_program", forgetful)
+    made = optimize(on_tokens(summed), form="recurrent", folder=tmp_path / "out")
+    assert made.verdict.outcome is Outcome.DIFFERENT
+    assert made.artifact is None
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_example_of_a_state_is_what_the_first_tokens_leave() -> None:
+    made = recurrent(on_tokens(summed), verify=False)
+    (state,) = made.recurrence.states
+    assert float(made.program.example[state.input].abs().max()) > 0
+
+
+def test_values_that_are_not_numbers_ahead_are_not_seen() -> None:
+    made = recurrent(on_tokens(summed))
+    assert made.recurrence.verdict is not None
+    assert made.recurrence.verdict.outcome is Outcome.EQUIVALENT
+
+
+def test_a_model_that_carries_nothing_is_no_step() -> None:
+    with pytest.raises(UserError, match="carries nothing from token to token"):
+        recurrent(on_tokens(torch.tanh), verify=False)
+
+
+def test_what_keeps_a_model_from_being_a_step_is_named() -> None:
+    with pytest.raises(UserError, match="flip"):
+        recurrent(on_tokens(backwards), verify=False)
+
+
+def backwards(x: Tensor) -> Tensor:
+    return x.flip(1).cumsum(1)
+
+
+def test_a_sequence_belongs_to_a_step(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="belongs to a step"):
+        optimize(on_tokens(summed), sequence="sequence", folder=tmp_path / "out")
+    with pytest.raises(UserError, match="must be parallel or recurrent"):
+        optimize(on_tokens(summed), form="loop", folder=tmp_path / "out")  # type: ignore[arg-type]  # that is the test
+
+
+def test_the_report_keeps_its_recurrence(lowered: OptimizeResult) -> None:
+    again = Artifact.open(opened(lowered).folder).recurrence
+    assert again is not None
+    assert lowered.report.recurrence is not None
+    assert again == dataclasses.replace(lowered.report.recurrence, verdict=None)
