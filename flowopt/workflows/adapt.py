@@ -187,11 +187,12 @@ def adapt(
             # What cannot be written at the end is told at the beginning; leaving it leaves no trace.
             with Staging(path):
                 pass
+        sizes: dict[str, int] = {}
         if swap_norm is not None:
             choice = SwapChoice(swap_norm, norms, threshold, force, padding, calibration, dry_run)
             made, adaptation = adapted_by_swap(program, opened, choice, plan, counted, figure, seed, on_progress)
         elif linearize is not None:
-            made, adaptation = adapted_by_linearization(
+            made, adaptation, sizes = adapted_by_linearization(
                 program,
                 opened,
                 linear,
@@ -235,6 +236,7 @@ def adapt(
         timing=timing,
         seed=seed,
         form=form,
+        sizes=sizes,
         on_progress=on_progress,
     )
     return AdaptResult(made, done.artifact, done.report, done.adaptation)

@@ -10,6 +10,7 @@ from flowopt.recovery.padding import INVERTED, input_of
 from flowopt.recovery.user_loss import LOSSES, user_loss
 from flowopt.report.adaptation import Adaptation
 from flowopt.workflows.adapting.agreement import Metric
+from flowopt.workflows.adapting.compared_sizes import compared_sizes
 from flowopt.workflows.adapting.frozen_attention import require_step
 from flowopt.workflows.adapting.judged_attention import JudgedAttention, judged_attention
 from flowopt.workflows.adapting.linear_choice import LinearChoice
@@ -30,8 +31,11 @@ def adapted_by_linearization(
     metric: Metric | None,
     seed: int,
     on_progress: Callable[[str], None],
-) -> tuple[Program, Adaptation]:
+) -> tuple[Program, Adaptation, dict[str, int]]:
     """Judge, linearize, recover and freeze; after a dry run the program is the prepared one.
+
+    Returns:
+        The program, what was decided and measured, and the sizes at which its speed is to be compared.
 
     Raises:
         UserError: none of the attentions that were asked for can be linearized, or the model could not be a step.
@@ -63,16 +67,17 @@ def adapted_by_linearization(
         notes=tuple(_notes(found)),
     )
     if choice.dry_run:
-        return found.program, said
+        return found.program, said, {}
     if choice.form == "recurrent":
         require_step(found.program, found.leaves, found.chosen, choice.to)
     done = Linearizing(
         found, choice.to, data, plan, outputs, metric, choice.calibration, seed, on_progress, choice.form
     ).run()
     layers = tuple(dataclasses.replace(layer, errors=done.errors.get(layer.site, {})) for layer in found.records)
-    return done.program, dataclasses.replace(
+    said = dataclasses.replace(
         said, layers=layers, stages=done.stages, original_metric=done.original_metric, losses=done.losses
     )
+    return done.program, said, compared_sizes(found.program, found.chosen, choice.length)
 
 
 def _notes(found: JudgedAttention) -> list[str]:

@@ -1,7 +1,7 @@
 """The adapted artifact beside the original's: latency and memory."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flowopt.analysis.activation_bytes import activation_bytes
@@ -23,6 +23,7 @@ def compared(
     *,
     target: str,
     arch: str | None = None,
+    sizes: Mapping[str, int] | None = None,
     plan: Plan = _PLAN,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
@@ -34,6 +35,7 @@ def compared(
         artifact: of the adapted model.
         target: of both.
         arch: as for ``optimize``.
+        sizes: of free dimensions; the usual ones of ``bench`` for those that are not named.
         plan: how long to measure.
         on_progress: gets one line per step.
 
@@ -49,18 +51,19 @@ def compared(
         report = bench(
             [artifact.folder, plain.artifact.folder],
             names=["adapted", "original"],
+            sizes=[sizes] if sizes else (),
             plan=plan,
             trust="code",  # both were written by this call
             on_progress=on_progress,
         )
         rewritten = plain.program
     (cell,) = report.cells
-    sizes = dict(cell.sizes)
+    measured = dict(cell.sizes)
     return Comparison(
-        sizes=sizes,
+        sizes=measured,
         original_ms=1e3 * cell.measured["original"].median,
         adapted_ms=1e3 * cell.measured[cell.ours].median,
         ratio=cell.ratios["original"],
         stored_bytes=(rewritten.parameter_bytes, adapted.parameter_bytes),
-        activation_bytes=(activation_bytes(rewritten, sizes), activation_bytes(adapted, sizes)),
+        activation_bytes=(activation_bytes(rewritten, measured), activation_bytes(adapted, measured)),
     )

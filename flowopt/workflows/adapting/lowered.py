@@ -1,7 +1,7 @@
 """An adapted model as an artifact, measured beside that of its original."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ def lowered(
     seed: int,
     on_progress: Callable[[str], None],
     form: Form = "parallel",
+    sizes: Mapping[str, int] | None = None,
 ) -> Lowered:
     """Fold and lower what was made: exact rewrites of the adapted model, each proved against it.
 
@@ -48,6 +49,7 @@ def lowered(
         seed: of the verification.
         on_progress: gets one line per step.
         form: ``recurrent`` lowers a step, which takes one token where the original takes sequences: nothing is timed.
+        sizes: of free dimensions to time at.
     """
     result = optimize(
         made,
@@ -62,7 +64,15 @@ def lowered(
     if result.artifact is None or not timing or form == "recurrent" or target in ("cuda", "tvm-cuda"):
         return Lowered(result.artifact, result.report, adaptation)
     try:
-        found = compared(original, result.program, result.artifact, target=target, arch=arch, on_progress=on_progress)
+        found = compared(
+            original,
+            result.program,
+            result.artifact,
+            target=target,
+            arch=arch,
+            sizes=sizes,
+            on_progress=on_progress,
+        )
         adaptation = dataclasses.replace(adaptation, comparison=found)
     except (BackendFailed, Inconclusive, MissingDependency, UserError) as error:
         # The artifact is there and verified: that the original has none to compare with takes nothing from it.
