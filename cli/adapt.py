@@ -14,6 +14,7 @@ from flowopt.cli.adapt_attention_options import (
     Length,
     Linearize,
     Lora,
+    TransferLearningRate,
     TransferSteps,
     Window,
 )
@@ -95,6 +96,7 @@ def adapt(
     calibration: Calibration = 16,
     recover: Recover = None,
     transfer_steps: TransferSteps = defaults.TRANSFER_STEPS,
+    transfer_lr: TransferLearningRate = defaults.TRANSFER_LEARNING_RATE,
     steps: Steps = defaults.STEPS,
     minutes: Minutes = None,
     lr: LearningRate = defaults.LEARNING_RATE,
@@ -201,6 +203,7 @@ def adapt(
         feature_weight=feature_weight,
         lora=lora,
         transfer_steps=transfer_steps,
+        transfer_lr=transfer_lr,
         checkpoint=checkpoint,
         resume=resume,
     )

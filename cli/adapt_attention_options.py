@@ -53,6 +53,9 @@ Chunk = Annotated[
 TransferSteps = Annotated[
     int, typer.Option("--transfer-steps", metavar="N", min=1, help="Of the optimizer, for each attention alone.")
 ]
+TransferLearningRate = Annotated[
+    float, typer.Option("--transfer-lr", metavar="RATE", help="Its learning rate at first; it falls to 0.")
+]
 Lora = Annotated[
     int,
     typer.Option(

@@ -16,7 +16,9 @@ _WITHOUT: Final = {
 # Of one method, or of those that train; the others are of all.
 _OF: Final[Mapping[tuple[str, ...], tuple[str, ...]]] = {
     (_SWAP,): ("norms", "threshold", "settle"),
-    (_LINEARIZE,): ("layers", "keep_softmax", "keep_by", "length", "window", "chunk", "form", "transfer_steps"),
+    (_LINEARIZE,): (
+        "layers", "keep_softmax", "keep_by", "length", "window", "chunk", "form", "transfer_steps", "transfer_lr",
+    ),
     (_SWAP, _LINEARIZE): (
         "force", "padding", "recover", "steps", "minutes", "lr", "optimizer", "loss", "schedule", "patience",
         "feature_weight", "lora", "checkpoint", "resume",

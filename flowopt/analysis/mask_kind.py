@@ -1,12 +1,14 @@
 """What a mask of attention hides: padding, what comes later, both; or why it is none of these."""
 
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, fx
 
 from flowopt.analysis.captured import Captured
-from flowopt.analysis.mask_trials import MaskSource, Trial, longest_window, mask_source, mask_trials, polarities
+from flowopt.analysis.mask_source import MaskSource, mask_source
+from flowopt.analysis.mask_trials import Trial, longest_window, mask_trials, polarities
 from flowopt.ops.attention.attention_mask import HIDDEN_SCORE
 
 Size = int | torch.SymInt
@@ -75,6 +77,7 @@ def mask_kind(
     return kinds[0]
 
 
+@final
 class _Findings:
     """What is left of the possible kinds after some trials."""
 
@@ -88,7 +91,9 @@ class _Findings:
 
     def add(self, trial: Trial, lengths: list[int]) -> None:
         """One trial, of so many queries and keys."""
-        self._is_tried, value = True, trial.value
+        # Padded inputs alone would leave open what padded queries see.
+        self._is_tried |= not trial.is_padded
+        value = trial.value
         if not self._is_added:
             self._add(_whole(value.bool() ^ self._is_inverted, lengths), is_padded=trial.is_padded)
         elif bool(((value > HIDDEN_SCORE) & (value != 0)).any()):
@@ -101,11 +106,11 @@ class _Findings:
     def kind(self) -> MaskKind:
         """What the mask is by now."""
         name = self._source.mask.name
-        if not self._is_tried:
-            return MaskKind(code="arbitrary-mask", message=f"{name} cannot be computed from masks and sizes alone")
         code, message = (self.code, self.message) if self.code else self._bias
         if code:
             return MaskKind(code=code, message=f"{name} {message}")
+        if not self._is_tried:
+            return MaskKind(code="arbitrary-mask", message=f"{name} cannot be computed from masks and sizes alone")
         is_causal = self._may_be_causal and not self._may_be_whole
         return MaskKind(is_causal, self._hides_keys or bool(self._source.inputs))
 

@@ -1,37 +1,23 @@
 """What a mask of attention is for inputs with and without padding, at several sizes."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, fx
 
 from flowopt.analysis.captured import Captured, HasSize
 from flowopt.analysis.input_roles import Kind, Role, input_role
+from flowopt.analysis.mask_source import MaskSource, depends_on, is_shape_only, value_ancestors, whole_numbers
 from flowopt.ir.constants import node_values
 from flowopt.ir.evaluate import RUN_ERRORS, called
 from flowopt.ir.metadata import recorded_tensor
 
 _aten = torch.ops.aten
-# Of their first argument only the sizes matter.
-_SHAPE_ONLY = {
-    _aten.zeros_like.default,
-    _aten.ones_like.default,
-    _aten.full_like.default,
-    _aten.empty_like.default,
-    _aten.new_zeros.default,
-    _aten.new_ones.default,
-    _aten.new_full.default,
-    _aten.new_empty.default,
-}
-# A mask is computed in a few dozen operators; what takes more is computed by the model.
-_MOST_NODES = 400
 # A matrix of this many positions squared is still evaluated in a second.
 _LONGEST = 8192
-# The ends of slices and the lowest numbers of dtypes are no ids.
-_BEYOND_ANY_ID = 2**31
 _PATTERNS = ("right", "left", "holes")
 _MOST_FLIPPED = 3
 
@@ -49,44 +35,6 @@ class Trial:
     value: Tensor
     sizes: Mapping[str, int]
     is_padded: bool
-
-
-@dataclass(frozen=True, slots=True)
-class MaskSource:
-    """What a mask is computed from.
-
-    Attributes:
-        mask: the node.
-        inputs: placeholders on whose values it depends; those whose sizes alone matter are not among them.
-        features: those of them whose values are no masks, ids or other integers.
-        tables: stored tensors of floating numbers that it reads.
-        constants: numbers beside integer positions, which a window may be as wide as.
-        is_computed: by more operators than a mask takes.
-    """
-
-    mask: fx.Node
-    inputs: tuple[fx.Node, ...]
-    features: tuple[str, ...]
-    tables: tuple[str, ...]
-    constants: tuple[int, ...]
-    is_computed: bool
-
-
-def mask_source(program: Captured, mask: fx.Node) -> MaskSource:
-    """What a mask, or anything that is added to scores, is computed from."""
-    needed = sorted(_needed(mask))
-    placeholders = [n for n in needed if n.op == "placeholder"]
-    roles = {n: input_role(n, program.example.get(n.name)) for n in placeholders}
-    is_computed = len(needed) > _MOST_NODES
-    stored = [(n, recorded_tensor(n)) for n in needed if n.op == "get_attr"]
-    return MaskSource(
-        mask=mask,
-        inputs=tuple(placeholders),
-        features=tuple(n.name for n in placeholders if roles[n].kind is Kind.FEATURES),
-        tables=tuple(str(n.target) for n, t in stored if t is not None and t.is_floating_point() and t.dim() > 0),
-        constants=() if is_computed else _constants(n for n in needed if not _depends(n, placeholders)),
-        is_computed=is_computed,
-    )
 
 
 def polarities(program: Captured, source: MaskSource) -> tuple[frozenset[fx.Node], ...]:
@@ -131,46 +79,6 @@ def longest_window(program: Captured, source: MaskSource) -> int | None:
     return reached[0] if reached and free else None
 
 
-def _needed(mask: fx.Node) -> set[fx.Node]:
-    """What the mask's value is computed from; values of which sizes alone matter are not among it."""
-    needed: set[fx.Node] = set()
-    pending = [mask]
-    while pending:
-        node = pending.pop()
-        if node in needed:
-            continue
-        needed.add(node)
-        if not _is_given(node):
-            pending.extend(node.all_input_nodes)
-    return needed
-
-
-def _is_given(node: fx.Node) -> bool:
-    """A size, or a tensor of one number that takes sizes alone from another."""
-    return isinstance(node.meta.get("val"), (int, torch.SymInt)) or node.target in _SHAPE_ONLY
-
-
-def _depends(node: fx.Node, placeholders: Sequence[fx.Node]) -> bool:
-    return not _needed(node).isdisjoint(placeholders)
-
-
-def _constants(nodes: Iterable[fx.Node]) -> tuple[int, ...]:
-    """Whole numbers from 2 on in arithmetic and comparisons."""
-    found: set[int] = set()
-    for node in nodes:
-        is_pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
-        value = recorded_tensor(node)
-        if is_pointwise and value is not None and not value.is_floating_point():
-            found |= {abs(number) for number in _whole_numbers(node)}
-    return tuple(sorted(c for c in found if c >= 2))
-
-
-def _whole_numbers(node: fx.Node) -> set[int]:
-    """Those among the operator's arguments."""
-    numbers = [a for a in node.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
-    return {int(a) for a in numbers if abs(a) < _BEYOND_ANY_ID and a == int(a)}
-
-
 def _others(dims: Sequence[HasSize]) -> dict[str, int]:
     """Sizes that differ from each other and from the captured ones, where the ranges allow it."""
     return {d.name: _within(d, 5 + 2 * i if d.traced != 5 + 2 * i else 6 + 2 * i) for i, d in enumerate(dims)}
@@ -208,8 +116,8 @@ def _computed(
 ) -> Iterator[Trial]:
     given: dict[fx.Node, Any] = dict(inputs)
     try:
-        for node in _needed(source.mask):
-            if _is_given(node):
+        for node in value_ancestors(source.mask):
+            if is_shape_only(node):
                 given[node] = _size_or_filled(program, node, sizes)
         value = node_values((source.mask,), program.read, given, raised=False)[source.mask]
     except RUN_ERRORS:
@@ -225,9 +133,10 @@ def _size_or_filled(program: Captured, node: fx.Node, sizes: Mapping[str, int]) 
             return torch.zeros(shape, dtype=value.dtype, device=value.device)
         return program.concrete_size(value, sizes) if isinstance(value, (int, torch.SymInt)) else value
 
-    return called(node, stand_in, raised=False) if node.target in _SHAPE_ONLY else stand_in(node)
+    return called(node, stand_in, raised=False) if recorded_tensor(node) is not None else stand_in(node)
 
 
+@final
 class _Feed:
     """Inputs of the kinds that masks are computed from."""
 
@@ -275,9 +184,9 @@ class _Feed:
     def _compared(self) -> Tensor:
         """Numbers that ids are compared with, such as that of padding."""
         found: set[int] = set()
-        for node in _needed(self._source.mask):
-            if _depends(node, self._source.inputs):
-                found |= _whole_numbers(node)
+        for node in value_ancestors(self._source.mask):
+            if depends_on(node, self._source.inputs):
+                found |= whole_numbers(node)
         return torch.tensor(sorted(found), dtype=torch.long)
 
     def _shown(self, shape: tuple[int, ...], pattern: str) -> Tensor:
@@ -289,4 +198,4 @@ class _Feed:
             return (torch.rand(shape, generator=self._random) < 0.7) | (places == cut - 1)
         if pattern == "right":
             return places < cut
-        return places >= cut.clamp(max=length - 1) if pattern == "left" else torch.ones(length, dtype=torch.bool)
+        return places >= cut.clamp(max=length - 1) if pattern == "left" else torch.ones(shape, dtype=torch.bool)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from flowopt.errors import UserError
 from flowopt.ir.evaluate import RUN_ERRORS
@@ -136,8 +137,14 @@ def _judged(made: StepProgram, twin: Program, known: CaseEvidence) -> Iterator[F
         yield Finding("structure", "the step", label, f"it does not run: {first_line(error)}")
         return
     for name, one in known.outputs.items():
-        result = compare(name, label, one, found[name], raised[name])
-        # Of what lies ahead a whole sequence takes the zeroth part, and that of NaN is NaN. A step has not seen it.
+        # Of what lies ahead a whole sequence takes the zeroth part, and that of NaN is NaN; a transform spreads it over
+        # all tokens. A step has not seen it.
+        result = compare(name, label, one, found[name], _spread(raised[name], one.oracle))
         yield from (f for f in result.findings if not (f.gate == "specials" and f.message.startswith(SWALLOWED)))
         if result.figures is not None:
             yield dataclasses.replace(result.figures, regime=known.case.regime)
+
+
+def _spread(value: Tensor, oracle: Tensor) -> Tensor:
+    """A value of the step's twin, with what is no number in the whole sequence's."""
+    return value if value.shape != oracle.shape else torch.where(torch.isfinite(oracle), value, oracle)

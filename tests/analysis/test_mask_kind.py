@@ -152,6 +152,20 @@ def test_every_query_seeing_itself_alone_is_arbitrary() -> None:
     assert kind_of(lambda m, q, k, v: attend(q, k, v, attn_mask=places(q, k) == 0), is_free=True)[0] == "arbitrary-mask"
 
 
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_window_beside_padding_is_arbitrary(width: int) -> None:
+    def windowed(m: object, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+        return attend(q, k, v, attn_mask=shown(real) & (places(q, k).abs() < width))
+
+    assert kind_of(windowed, REAL, is_free=True)[0] == "arbitrary-mask"
+
+
+def test_padding_of_inputs_that_are_given_without_any_is_padding() -> None:
+    real = torch.ones_like(REAL)
+    found = kind_of(lambda m, q, k, v, real: attend(q, k, v, attn_mask=shown(real)), real, is_free=True)
+    assert found == ("", False, True)
+
+
 def test_a_mask_of_all_pairs_that_the_user_gives_is_arbitrary() -> None:
     mask = torch.ones(2, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
     assert kind_of(lambda m, q, k, v, mask: attend(q, k, v, attn_mask=mask), mask)[0] == "arbitrary-mask"

@@ -68,6 +68,7 @@ length = 4096
 window = 32
 chunk = 16
 transfer-steps = 50
+transfer-lr = 0.03
 lora = 4
 """
 
@@ -79,6 +80,7 @@ def test_a_file_says_how_attention_is_linearized(monkeypatch: pytest.MonkeyPatch
     assert found["attention"] == {"window": 32, "chunk": 16}
     plan = found["recovery"]
     assert (plan.steps, plan.transfer_steps, plan.settings.lora_rank) == (("transfer", "distill"), 50, 4)
+    assert plan.transfer_learning_rate == 0.03
 
 
 def test_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:

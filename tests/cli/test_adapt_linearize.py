@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 from flowopt.workflows.adapting.attention_speed import AttentionSpeed
-from tests.cli.command import Ran, flowopt
+from tests.cli.command import Ran, flowopt, python
 from tests.workflows.adapting.tiny import HERE, post_norm_program, texts
 
 MODEL = f"{HERE}:post_norm"
@@ -107,3 +107,13 @@ def test_beyond_the_budget_is_exit_1_and_nothing_is_written(data: Path) -> None:
 def test_what_does_not_fit_is_exit_2(data: Path, options: tuple[str, ...], complaint: str) -> None:
     ran = flowopt("adapt", MODEL, "--linearize", "hedgehog", *options, "--data", data, "-o", "out")
     assert ran.code == 2 and complaint in ran.err and not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_linearize_the_same_layers_and_write_one_artifact(data: Path, tmp_path: Path) -> None:
+    words = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "flowopt.cli.main", "adapt", MODEL)
+    options = ("--linearize", "hedgehog", "--force", "--lora", "2", "--data", str(data), "--target", "torch", *QUICK)
+    ran = python(*words, *options, "-o", "out", folder=tmp_path)
+    assert ran.code == 0, ran.err
+    assert ran.out.count("approximate: linearize-attention to hedgehog, 2 of 2 attentions") == 1
+    assert (tmp_path / "out" / "model.pt2").is_file()

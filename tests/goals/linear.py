@@ -1,6 +1,6 @@
 """Rows of linear attention in trained models."""
 
-from tests.goals import linear_speed
+from tests.goals import linear_quality, linear_speed
 from tests.goals.refused_attentions import refused_attentions
 from tests.goals.row import Measured, Row, counted
 
@@ -17,5 +17,6 @@ ROWS = (
         "ALiBi, T5 bias, soft cap, sinks, arbitrary masks by code; MiniLM at 256 below",
         _refusals,
     ),
+    *linear_quality.ROWS,
     *linear_speed.ROWS,
 )

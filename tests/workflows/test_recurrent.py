@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import flowopt
 from flowopt.errors import UserError
 from flowopt.recurrence.step_program import StepProgram, step_program
 from flowopt.report.verdict import Outcome
@@ -15,6 +16,7 @@ from flowopt.workflows import recurrent as module
 from flowopt.workflows.optimize import OptimizeResult, optimize
 from flowopt.workflows.recurrent import recurrent
 from flowopt.workflows.verify import verify
+from tests.passes.fold.state_spaces import inputs, layer
 from tests.recurrence.causal_models import VOCABULARY, decoder, on_tokens
 
 IDS = torch.randint(0, VOCABULARY, (2, 13), generator=torch.Generator().manual_seed(1))
@@ -109,6 +111,14 @@ def test_values_that_are_not_numbers_ahead_are_not_seen() -> None:
     made = recurrent(on_tokens(summed))
     assert made.recurrence.verdict is not None
     assert made.recurrence.verdict.outcome is Outcome.EQUIVALENT
+
+
+def test_values_that_are_not_numbers_ahead_are_not_seen_behind_a_transform() -> None:
+    # Which leaves none of the channel's tokens a number, in float64 as in float32.
+    free = {"u": {0: "batch", 2: "length"}}
+    program = flowopt.capture(layer(), (inputs(12),), dynamic=free, dims={"length": (1, 50)})
+    verdict = recurrent(program).recurrence.verdict
+    assert verdict is not None and verdict.outcome is Outcome.EQUIVALENT
 
 
 def test_a_model_that_carries_nothing_is_no_step() -> None:

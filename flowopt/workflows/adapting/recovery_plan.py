@@ -61,6 +61,11 @@ class RecoveryPlan:
         for name in ("transfer_steps", "transfer_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} is a number from 1", hint=f"such as {TRANSFER_STEPS}")
+        if not self.transfer_learning_rate > 0:
+            rate = self.transfer_learning_rate
+            raise UserError(
+                f"transfer_learning_rate={rate} is a number above 0", hint=f"such as {TRANSFER_LEARNING_RATE}"
+            )
         if self.resume and self.checkpoint is None:
             raise UserError("there is nothing to resume from", hint="name the checkpoint: --checkpoint FILE --resume")
         if self.checkpoint is not None and DISTILL not in steps:
@@ -124,6 +129,7 @@ class RecoveryPlan:
         feature_weight: float,
         lora: int,
         transfer_steps: int,
+        transfer_lr: float,
         checkpoint: Path | None,
         resume: bool,
     ) -> "RecoveryPlan":
@@ -149,4 +155,11 @@ class RecoveryPlan:
             lora_rank=lora,
             time_limit_seconds=None if minutes is None else 60 * minutes,
         )
-        return RecoveryPlan(names, settings, transfer_steps=transfer_steps, checkpoint=checkpoint, resume=resume)
+        return RecoveryPlan(
+            names,
+            settings,
+            transfer_steps=transfer_steps,
+            transfer_learning_rate=transfer_lr,
+            checkpoint=checkpoint,
+            resume=resume,
+        )

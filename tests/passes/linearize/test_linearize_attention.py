@@ -129,7 +129,15 @@ def captured_mean(function: Callable[..., Tensor]) -> Program:
     return _PROGRAMS[key]
 
 
-@pytest.mark.parametrize(("name", "function"), [("hedgehog", padded), ("elu", causal_padded)])
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("hedgehog", padded),
+        ("elu", causal_padded),
+        # Their graphs of a hundred operators take long to trace.
+        *(pytest.param(name, causal_padded, marks=pytest.mark.slow) for name in ("flow", "hybrid")),
+    ],
+)
 def test_the_result_is_that_of_the_leaf(name: str, function: Callable[..., Tensor]) -> None:
     program = captured(function)
     leaves = leaves_of(program, linearization(name))

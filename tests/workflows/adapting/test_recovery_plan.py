@@ -40,3 +40,8 @@ def test_the_report_tells_the_settings_of_the_steps_that_were_made() -> None:
 def test_numbers_that_mean_nothing_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"{name}=0 is a number from 1"):
         RecoveryPlan(**{name: 0})  # type: ignore[arg-type]  # each is an integer
+
+
+def test_a_learning_rate_that_teaches_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="transfer_learning_rate=0.0 is a number above 0"):
+        RecoveryPlan(transfer_learning_rate=0.0)
