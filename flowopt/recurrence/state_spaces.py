@@ -30,23 +30,25 @@ class StateSpace:
     skip: Tensor | None
 
 
-def state_spaces(program: Program) -> Mapping[fx.Node, StateSpace]:
-    """Every state space, by the node whose value is its output.
+def state_spaces(program: Program) -> tuple[Mapping[fx.Node, StateSpace], Mapping[fx.Node, str]]:
+    """Every state space, by the node whose value is its output; and why other convolutions are none, by inverse.
 
     Those alone whose kernel is a sum of powers for any length: what ``fold-ssm-kernel`` runs in chunks.
     """
     # Neither taps nor tables are stored here, whose size the pass would limit.
     rewrite = FoldSsmKernel(form="chunked", max_growth=1 << 62)
     found: dict[fx.Node, StateSpace] = {}
+    others: dict[fx.Node, str] = {}
     for node in rewrite.sites(program):
         try:
             plan = rewrite.check(Site(program, node))
-        except RefusedError:
+        except RefusedError as error:
+            others[node] = f"it is no state space that fold-ssm-kernel knows: {error.refusal.message}"
             continue
         space = _space(program, plan)
         if space is not None:
             found[plan.convolution.result] = space
-    return found
+    return found, others
 
 
 def _space(program: Program, plan: Plan) -> StateSpace | None:

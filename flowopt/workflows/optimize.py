@@ -138,7 +138,15 @@ def optimize(
         pipeline = pipeline.following(choices)
     recurrence = None
     if form == "recurrent":
-        made = recurrent(program, sequence=sequence, verify=verify != "off", seed=seed, on_progress=on_progress)
+        made = recurrent(
+            program,
+            sequence=sequence,
+            verify=verify != "off",
+            seed=seed,
+            level=level,
+            case_budget=case_budget,
+            on_progress=on_progress,
+        )
         program, recurrence = made.program, made.recurrence
     checks = Checks(verify, seed, level, case_budget, on_progress)
     evidence, run = rewritten(program, pipeline, checks)

@@ -189,6 +189,91 @@ def counted(x: Tensor) -> Tensor:
     return x.cumsum(1) / torch.ones(x.shape[0], x.shape[1], 1, dtype=x.dtype).cumsum(1)
 
 
+class Gated(nn.Module):
+    """The block of an official S4D, over channels in the middle."""
+
+    def __init__(self, body: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body, self.mix = body, nn.Conv1d(8, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.glu(self.mix(self.body(x.transpose(1, 2))), 1).transpose(1, 2)
+
+
+def along_features(x: Tensor) -> Tensor:
+    return x.cumsum(-1) + x.prod(-1, keepdim=True) + x.std(-1, keepdim=True) + x.var(-1).unsqueeze(-1)
+
+
+def greatest(x: Tensor) -> Tensor:
+    return x.cumsum(1) * x.argmax(-1, keepdim=True) + x.logsumexp(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("body", [Gated(torch.tanh), Gated(S4D(8, 16)), along_features, greatest])
+def test_operators_on_features_alone(body: Callable[[Tensor], Tensor]) -> None:
+    assert difference(on_tokens(body), 2, 7) <= EXACT
+
+
+def gated_along_tokens(x: Tensor) -> Tensor:
+    return F.glu(torch.cat([x, x], 1), 1)
+
+
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x.transpose(1, 2)).transpose(1, 2)
+
+
+def sorted_features(x: Tensor) -> Tensor:
+    return x.sort(-1).values
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (gated_along_tokens, "it is not known to work on tokens one by one"),
+        (sorted_features, "it is not known to work on tokens one by one"),
+        (Wide(), "it mixes tokens"),
+    ],
+)
+def test_a_refusal_says_no_more_than_is_known(body: Callable[[Tensor], Tensor], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        step_program(on_tokens(body), "sequence")
+
+
+class Ignoring(nn.Module):
+    """Of its second input no value is read, nor of its third, whose size is."""
+
+    def forward(self, x: Tensor, mask: Tensor, like: Tensor) -> Tensor:
+        return x.cumsum(1) + torch.arange(like.shape[1])[:, None]
+
+
+def test_inputs_that_nobody_reads_are_given_token_by_token_too() -> None:
+    given = {"x": torch.randn(2, 9, 8), "mask": torch.ones(2, 9), "like": torch.ones(2, 9)}
+    free = {name: {1: "sequence"} for name in given}
+    program = capture(Ignoring().eval(), tuple(given.values()), dynamic=free, dims={"sequence": (1, 64)})
+    made = step_program(program, "sequence")
+    assert made.recurrence.token_axes == {"x": 1, "mask": 1, "like": 1, "output": 1}
+    found = Stream(made.program.run_named, made.recurrence, {}).run(**given)
+    torch.testing.assert_close(found["output"], program.run_named(given)["output"])
+
+
+class Paired(nn.Module):
+    def forward(self, x: Tensor, pairs: Tensor) -> Tensor:
+        return x.cumsum(1)
+
+
+def test_refuses_an_input_of_all_pairs_even_when_nobody_reads_it() -> None:
+    free = {"x": {1: "sequence"}, "pairs": {0: "sequence", 1: "sequence"}}
+    program = capture(
+        Paired().eval(), (torch.randn(2, 9, 8), torch.ones(9, 9)), dynamic=free, dims={"sequence": (1, 64)}
+    )
+    with pytest.raises(UserError, match="2 axes of 'sequence'"):
+        step_program(program, "sequence")
+
+
 @pytest.mark.parametrize("body", [running, shifted, delayed, every_other, counted, torch.tanh])
 @pytest.mark.parametrize("length", [4, 7])  # the whole model takes no fewer tokens than the longest delay
 def test_sums_delays_and_positions(body: Callable[[Tensor], Tensor], length: int) -> None:
