@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from flowopt.analysis.exponential_kernel import ExponentialKernel, diagonal_system
+from flowopt.analysis.exponential_kernel import diagonal_system
 from flowopt.ir.float64 import raised_tensor
 from flowopt.ops.ssm.diagonal_system import DiagonalSystem
-from flowopt.passes.fold.fold_ssm_kernel import FftConvolution, FoldSsmKernel
+from flowopt.passes.fold.fold_ssm_kernel import FoldSsmKernel
 from flowopt.program.program import Program
 from flowopt.rewrite.site import RefusedError, Site
 
@@ -43,16 +43,11 @@ def state_spaces(program: Program) -> Mapping[fx.Node, StateSpace]:
             convolution, powers = rewrite.state_space(Site(program, node))
         except RefusedError:
             continue
-        space = _space(program, convolution, powers)
-        if space is not None:
-            found[convolution.result] = space
+        system = diagonal_system(powers, lambda name: raised_tensor(program.tensors[name]))
+        if system is None:
+            continue
+        skip = None
+        if convolution.skip is not None:
+            skip = program.constant(convolution.skip).reshape(-1).expand(len(system.poles))
+        found[convolution.result] = StateSpace(convolution.x, convolution.axis, system, skip)
     return found
-
-
-def _space(program: Program, convolution: FftConvolution, powers: ExponentialKernel) -> StateSpace | None:
-    system = diagonal_system(powers, lambda name: raised_tensor(program.tensors[name]))
-    if system is None:
-        return None
-    channels = len(system.poles)
-    skip = None if convolution.skip is None else program.constant(convolution.skip).reshape(-1).expand(channels)
-    return StateSpace(convolution.x, convolution.axis, system, skip)
