@@ -230,6 +230,38 @@ def test_state_spaces_carry_their_states_in_real_numbers(length: int) -> None:
     assert shapes == [("batch", 8, 8), ("batch", 8, 8)]
 
 
+def unbounded(body: nn.Module) -> Program:
+    dynamic = {"x": {0: "batch", 1: "sequence"}}
+    return capture(body.eval(), (torch.randn(3, 9, 8),), dynamic=dynamic)
+
+
+def test_a_state_space_needs_no_longest_sequence() -> None:
+    torch.manual_seed(5)
+    assert difference(unbounded(Convolved()), 2, 40) <= EXACT
+
+
+class Cut(nn.Module):
+    """A state space whose kernel ends somewhere."""
+
+    def __init__(self, end: int) -> None:
+        super().__init__()
+        self.poles, self.end = nn.Parameter(torch.randn(8, 4)), end
+
+    def forward(self, x: Tensor) -> Tensor:
+        at = torch.arange(x.shape[1])
+        poles = torch.complex(-self.poles.abs() / 100, self.poles)
+        kernel = (poles[..., None] * at).exp().sum(1).real * (at < self.end)
+        u, n = x.transpose(1, 2), 2 * x.shape[1]
+        y = torch.fft.irfft(torch.fft.rfft(u, n=n) * torch.fft.rfft(kernel, n=n), n=n)
+        return y[..., : x.shape[1]].transpose(1, 2)
+
+
+@pytest.mark.parametrize("end", [64, 4000, 100000])
+def test_refuses_a_state_space_that_ends(end: int) -> None:
+    with pytest.raises(UserError, match="cannot go token by token"):
+        step_program(unbounded(Cut(end)), "sequence")
+
+
 class Convolved(nn.Module):
     def __init__(self) -> None:
         super().__init__()
