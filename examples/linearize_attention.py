@@ -56,7 +56,7 @@ def convert(model: nn.Module, kind: str, keep_softmax: float, steps: int, seed: 
         dynamic={"tokens": {0: "batch", 1: "length"}},
         dims={"batch": (1, 256), "length": (2, 4096)},
     )
-    settings = flowopt.RecoverySettings(steps=steps, learning_rate=1e-3, loss="kl", feature_weight=0.5)
+    settings = flowopt.RecoverySettings(steps=steps, learning_rate=1.5e-3, loss="kl", feature_weight=0.5)
     with tempfile.TemporaryDirectory() as folder:
         return flowopt.adapt(
             program,

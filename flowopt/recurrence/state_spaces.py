@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from flowopt.analysis.exponential_kernel import diagonal_system
 from flowopt.ir.float64 import raised_tensor
 from flowopt.ops.ssm.diagonal_system import DiagonalSystem
-from flowopt.passes.fold.fold_ssm_kernel import FoldSsmKernel, Plan
+from flowopt.passes.fold.fold_ssm_kernel import FoldSsmKernel
 from flowopt.program.program import Program
 from flowopt.rewrite.site import RefusedError, Site
 
@@ -33,30 +33,23 @@ class StateSpace:
 def state_spaces(program: Program) -> tuple[Mapping[fx.Node, StateSpace], Mapping[fx.Node, str]]:
     """Every state space, by the node whose value is its output; and why other convolutions are none, by inverse.
 
-    Those alone whose kernel is a sum of powers for any length: what ``fold-ssm-kernel`` runs in chunks.
+    Those alone whose kernel is a sum of powers for any length: what ``fold-ssm-kernel`` runs in chunks. Neither taps
+    nor tables are stored, so that a sequence needs no longest.
     """
-    # Neither taps nor tables are stored here, whose size the pass would limit.
-    rewrite = FoldSsmKernel(form="chunked", max_growth=1 << 62)
+    rewrite = FoldSsmKernel()
     found: dict[fx.Node, StateSpace] = {}
     others: dict[fx.Node, str] = {}
     for node in rewrite.sites(program):
         try:
-            plan = rewrite.check(Site(program, node))
+            convolution, powers = rewrite.state_space(Site(program, node))
         except RefusedError as error:
             others[node] = f"it is no state space that fold-ssm-kernel knows: {error.refusal.message}"
             continue
-        space = _space(program, plan)
-        if space is not None:
-            found[plan.convolution.result] = space
+        system = diagonal_system(powers, lambda name: raised_tensor(program.tensors[name]))
+        if system is None:
+            continue
+        skip = None
+        if convolution.skip is not None:
+            skip = program.constant(convolution.skip).reshape(-1).expand(len(system.poles))
+        found[convolution.result] = StateSpace(convolution.x, convolution.axis, system, skip)
     return found, others
-
-
-def _space(program: Program, plan: Plan) -> StateSpace | None:
-    assert plan.powers is not None, "chunks carry powers"
-    system = diagonal_system(plan.powers, lambda name: raised_tensor(program.tensors[name]))
-    convolution = plan.convolution
-    if system is None:
-        return None
-    channels = len(system.poles)
-    skip = None if convolution.skip is None else program.constant(convolution.skip).reshape(-1).expand(channels)
-    return StateSpace(convolution.x, convolution.axis, system, skip)

@@ -126,7 +126,7 @@ class _Maker:
             CarriedState(name, end, self._program.shape(name), str(dtype).removeprefix("torch."), of)
             for name, end, dtype, of in zip(names, ends, dtypes, self._of.values(), strict=True)
         )
-        return StepProgram(self._program, Recurrence(self._dim.name, axes, states))
+        return StepProgram(self._program, Recurrence(self._dim.name, axes, states, longest=self._dim.maximum))
 
     def _emitted(self, step: PlannedStep) -> fx.Node:
         with self._edit.before(self._output):

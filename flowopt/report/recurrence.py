@@ -33,10 +33,12 @@ class Recurrence:
         sequence: the free dimension that it goes along.
         token_axes: of every input and output that has tokens, the axis they are on; a step has one.
         states: what is carried, in the order of the inputs.
+        longest: sequence that the model takes; None: any.
         verdict: of the step, token by token, against the model on whole sequences; None: not verified.
     """
 
     sequence: str
     token_axes: Mapping[str, int]
     states: tuple[CarriedState, ...]
+    longest: int | None = None
     verdict: Verdict | None = None

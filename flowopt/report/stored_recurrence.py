@@ -18,6 +18,7 @@ def stored_recurrence(value: object, *, what: str) -> Recurrence | None:
         sequence=root["sequence"].text(),
         token_axes={name: axes[name].integer() for name in axes.mapping()},
         states=tuple(_state(one) for one in root["states"].items()),
+        longest=None if root["longest"].value is None else root["longest"].integer(),
     )
 
 

@@ -192,7 +192,8 @@ class Artifact:
             sizes: of the free dimensions, such as ``batch``.
 
         Raises:
-            UserError: the artifact is no step, or what it carries has a free size that is not given.
+            UserError: the artifact is no step, what it carries has a free size that is not given, or one is given
+                that it has not.
         """
         recurrence = self.recurrence
         if recurrence is None:
@@ -200,7 +201,7 @@ class Artifact:
                 f"{self.folder} is no step: it takes whole sequences",
                 hint="flowopt optimize MODEL --form recurrent makes a step of a causal model",
             )
-        return Stream(self.run_named, recurrence, sizes)
+        return Stream(self.run_named, recurrence, sizes, interface=self._its_interface())
 
     def _its_interface(self) -> Interface:
         if self._interface is None:

@@ -132,7 +132,7 @@ class FoldSsmKernel(RewritePass[Plan]):
         longest = _longest(site, found, taps)
         powers = None
         if stored is None or self.form == "chunked" or (self.form == "auto" and longest > _SHORT):
-            powers = _powers(site, found)
+            powers = _powers(site, found, longest)
         site.require(
             stored is not None or powers is not None,
             "dynamic-shape",
@@ -143,6 +143,18 @@ class FoldSsmKernel(RewritePass[Plan]):
         self._require_gain(site, plan)
         self._require_fit(site, plan)
         return plan
+
+    def state_space(self, site: Site) -> tuple[FftConvolution, ExponentialKernel]:
+        """A convolution with a sum of powers of any length, which needs no largest one; options have no part in it.
+
+        Raises:
+            RefusedError: it is none.
+        """
+        found = fft_convolution(site)
+        powers = _powers(site, found, _largest(site, found))
+        if powers is None:
+            site.refuse("dynamic-shape", f"{found.kernel.name} is no sum of powers as long as its input", found.kernel)
+        return found, powers
 
     def rewrite(self, edit: Edit, plan: Plan) -> str:
         found = plan.convolution
@@ -218,20 +230,26 @@ def _longest(site: Site, found: FftConvolution, taps: int | None) -> int:
     steps = site.recorded(found.x).shape[found.axis]
     if isinstance(steps, int):
         return steps if taps is None else min(steps, taps)
-    symbol = symbol_of(steps)
-    largest = next((dim.maximum for dim in site.program.dims if dim.symbol == symbol), None)
-    bounds = [bound for bound in (largest, taps) if bound is not None]
+    bounds = [bound for bound in (_largest(site, found), taps) if bound is not None]
     site.require(
         bool(bounds), "dynamic-shape", f"{found.x.name} may have any number of steps ({steps}): give a largest"
     )
     return min(bounds)
 
 
-def _powers(site: Site, found: FftConvolution) -> ExponentialKernel | None:
-    """Of a kernel with a tap for every step."""
+def _largest(site: Site, found: FftConvolution) -> int | None:
+    """Steps that a sequence of a free length can have; None: any number."""
+    symbol = symbol_of(site.recorded(found.x).shape[found.axis])
+    return next((dim.maximum for dim in site.program.dims if dim.symbol == symbol), None)
+
+
+def _powers(site: Site, found: FftConvolution, longest: int | None) -> ExponentialKernel | None:
+    """Of a kernel with a tap for every step, of which there are no more than ``longest``."""
     steps, taps = site.recorded(found.x).shape[found.axis], site.recorded(found.kernel).shape[found.kernel_axis]
     is_whole = str(steps) == str(taps) or (isinstance(steps, int) and isinstance(taps, int) and taps > steps)
-    return exponential_kernel(found.kernel, found.kernel_axis, _reader(site.program)) if is_whole else None
+    if not is_whole:
+        return None
+    return exponential_kernel(found.kernel, found.kernel_axis, _reader(site.program), longest=longest)
 
 
 def _reader(program: Program) -> Callable[[str], Tensor]:

@@ -67,6 +67,100 @@ def test_a_stream_refuses_states_that_it_has_not(lowered: OptimizeResult) -> Non
         opened(lowered).stream(batch=1).reset({"memory": torch.zeros(1)})
 
 
+LONGEST = 64
+NO_MORE = f"the model takes no more than {LONGEST} tokens"
+
+
+def test_a_stream_goes_no_farther_than_the_longest_sequence(lowered: OptimizeResult) -> None:
+    stream = opened(lowered).stream(batch=1)
+    one = IDS[:1, :1]
+    stream.run(ids=one.expand(1, LONGEST - 1))
+    with pytest.raises(UserError, match=NO_MORE):
+        stream.run(ids=one.expand(1, 2))
+    stream.step(ids=one)
+    with pytest.raises(UserError, match=NO_MORE) as caught:
+        stream.step(ids=one)
+    assert caught.value.hint == "stream.reset()"
+    other = opened(lowered).stream(batch=1)
+    other.reset(stream.states)
+    with pytest.raises(UserError, match=NO_MORE):
+        other.step(ids=one)
+    stream.reset()
+    stream.step(ids=one)
+
+
+def test_tokens_are_counted_where_no_state_does(tmp_path: Path) -> None:
+    made = optimize(on_tokens(summed), form="recurrent", folder=tmp_path / "out", verify="off")
+    assert made.report.recurrence is not None and made.report.recurrence.longest == LONGEST
+    stream = opened(made).stream(batch=1)
+    stream.run(x=torch.ones(1, LONGEST, 8))
+    with pytest.raises(UserError, match=NO_MORE):
+        stream.step(x=torch.ones(1, 1, 8))
+
+
+STEPS: dict[str, tuple[dict[str, object], str]] = {
+    "unknown": ({"ids": IDS[:, :1], "mask": IDS[:, :1]}, "unknown: mask"),
+    "missing": ({}, "missing inputs: ids"),
+    "a-state": ({"ids": IDS[:, :1], "state_0": IDS}, "'state_0' is a state"),
+    "two-tokens": ({"ids": IDS[:, :2]}, "step takes one token; run takes whole sequences"),
+    "another-batch": ({"ids": IDS[:1, :1]}, "'batch' is 1 in 'ids', and 2 in this stream"),
+    "another-rank": ({"ids": IDS[0]}, "its tokens are on axis 1"),
+    "another-dtype": ({"ids": IDS[:, :1].float()}, r"input 'ids' is float32\[2, 1\]"),
+    "numpy": ({"ids": IDS[:, :1].numpy()}, "input 'ids' is ndarray, not a torch tensor"),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_stream_refuses_inputs_that_do_not_fit(lowered: OptimizeResult, name: str) -> None:
+    inputs, message = STEPS[name]
+    stream = opened(lowered).stream(batch=2)
+    before = stream.states
+    with pytest.raises(UserError, match=message) as caught:
+        stream.step(**inputs)  # type: ignore[arg-type]  # that is the test
+    assert str(caught.value)
+    assert all(torch.equal(value, stream.states[key]) for key, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "no input with tokens is given"),
+        ({"ids": IDS[:, :0]}, "'ids' has no tokens"),
+        ({"ids": IDS, "mask": IDS[:, :1]}, "unknown: mask"),
+        ({"ids": IDS.numpy()}, "not a torch tensor"),
+    ],
+)
+def test_a_stream_refuses_to_run_without_tokens(
+    lowered: OptimizeResult, inputs: dict[str, Tensor], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        opened(lowered).stream(batch=2).run(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"batch": 2, "heads": 2}, "no free size 'heads'"),
+        ({"batch": 0}, "batch=0 is no size"),
+        ({"batch": 9}, "batch=9 is no size"),
+    ],
+)
+def test_a_stream_refuses_sizes_that_it_has_not(lowered: OptimizeResult, sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        opened(lowered).stream(**sizes)
+
+
+def test_a_stream_refuses_states_of_other_shapes_and_keeps_its_own(lowered: OptimizeResult) -> None:
+    stream, other = opened(lowered).stream(batch=2), opened(lowered).stream(batch=1)
+    stream.run(ids=IDS)
+    before = stream.states
+    with pytest.raises(UserError, match=r"state 'state_\d+' is float32\[1, .*not float32\[2,"):
+        stream.reset(other.states)
+    with pytest.raises(UserError, match="is ndarray, not a torch tensor"):
+        stream.reset({name: value.numpy() for name, value in before.items()})  # type: ignore[misc]  # that is the test
+    assert all(torch.equal(value, stream.states[key]) for key, value in before.items())
+
+
 def test_verify_runs_a_step_on_whole_sequences(lowered: OptimizeResult) -> None:
     assert verify(decoder("hedgehog"), opened(lowered)).outcome is Outcome.EQUIVALENT
     assert verify(decoder("elu"), opened(lowered)).outcome is Outcome.DIFFERENT

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flowopt.analysis import exponential_kernel
 from flowopt.errors import UserError
 from flowopt.passes.fold.fold_ssm_kernel import FoldSsmKernel
 from flowopt.pipeline.text import parse_pipeline
@@ -72,6 +73,52 @@ def test_refuses_powers_that_are_changed_by_the_length(change: str) -> None:
         return fft(u, kernel, 2 * length)[..., :length]
 
     refuses("dynamic-shape", forward, dims={"length": (2, 100)})
+
+
+CHANGED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cut": lambda K, at: K * (at < 64),
+    "cut-late": lambda K, at: K * (at < 170),
+    "dropped": lambda K, at: torch.where(K.abs() > 1e-3, K, 0.0),
+    "clamped": lambda K, at: K.clamp(-0.5, 0.5),
+}  # fmt: skip
+COUNTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "wrapped": lambda at: at % 128,
+    "stopped": lambda at: at.clamp(max=150),
+    "stopped-late": lambda at: at.clamp(max=197),
+}
+
+
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("change", [*CHANGED, *COUNTED])
+def test_refuses_powers_that_are_changed_far_away(change: str, free: bool) -> None:
+    def forward(m: Any, u: Tensor) -> Tensor:
+        length = u.shape[-1]
+        at = torch.arange(length)
+        counted = COUNTED.get(change, lambda same: same)(at)
+        powers = (torch.view_as_complex(m.p / 50)[..., None] * counted).exp()
+        kernel = torch.einsum("hn,hnl->hl", torch.view_as_complex(m.c), powers).real
+        kernel = CHANGED.get(change, lambda same, _: same)(kernel, at)
+        return fft(u, kernel, 2 * length)[..., :length]
+
+    if free:
+        refuses("dynamic-shape", forward, u=inputs(200), dims={"length": (2, 200)})
+    else:
+        refuses("no-gain", forward, u=inputs(200), form="chunked")
+
+
+def test_refuses_powers_that_are_cut_farther_away_than_they_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exponential_kernel, "_MOST_BYTES", 0)
+
+    def forward(m: Any, u: Tensor, end: int) -> Tensor:
+        length = u.shape[-1]
+        at = torch.arange(length)
+        powers = (torch.view_as_complex(m.p / 50)[..., None] * at).exp()
+        kernel = torch.einsum("hn,hnl->hl", torch.view_as_complex(m.c), powers).real * (at < end)
+        return fft(u, kernel, 2 * length)[..., :length]
+
+    dims = {"length": (2, 6000)}
+    refuses("dynamic-shape", lambda m, u: forward(m, u, 5000), dims=dims)
+    refuses("dynamic-shape", lambda m, u: forward(m, u, 4000), dims=dims)
 
 
 def test_refuses_a_length_without_a_largest() -> None:
