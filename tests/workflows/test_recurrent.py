@@ -249,7 +249,7 @@ def test_why_a_convolution_is_no_state_space_is_told() -> None:
         spectrum = torch.fft.rfft(x.transpose(1, 2), n=2 * length) * torch.fft.rfft(taps.expand(8, -1), n=2 * length)
         return torch.fft.irfft(spectrum, n=2 * length)[..., :length].transpose(1, 2)
 
-    with pytest.raises(UserError, match="no state space that fold-ssm-kernel knows: .*depends on the length"):
+    with pytest.raises(UserError, match="no state space that fold-ssm-kernel knows: .* no sum of powers"):
         recurrent(on_tokens(filtered), sequence="sequence", verify=False)
 
 
