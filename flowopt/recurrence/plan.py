@@ -151,7 +151,7 @@ def _special(
         return _lookup(node, source, place, dim)
     if target in _PADS:
         return _delay(node, source, place)
-    found = causal_sum(node, dim.symbol, program.read)
+    found = causal_sum(node, dim, program.read)
     if found is None:
         return None
     last = rank_of(found.key) - 1
@@ -192,14 +192,19 @@ def _delay(node: fx.Node, source: fx.Node, place: Place) -> tuple[How, tuple[tup
 
 def _require_no_other_tokens(step: PlannedStep, dim: Dim) -> None:
     """What is not read token by token must be the same for all of them, and must not know how many there are."""
+    others: list[fx.Node] = []
     if isinstance(step.how, Lookup):
-        others = [step.how.source]
+        others.append(step.how.source)
+    elif isinstance(step.how, Filled):
+        fx.map_arg((step.how.sizes, step.node.args[1:], step.node.kwargs), others.append)
     elif isinstance(step.how, RowWise):
         sized: list[fx.Node] = []
         if step.how.sizes is not None:
+            # Sizes of the whole are replaced by those of one token, in which it may not be on another axis.
             fx.map_arg(step.node.args[1], sized.append)
+            fx.map_arg(step.how.sizes, others.append)
         read = {source for _, source, _ in step.reads}
-        others = [n for n in step.node.all_input_nodes if n not in read and n not in sized]
+        others += [n for n in step.node.all_input_nodes if n not in read and n not in sized]
     else:
         return
     for other in others:

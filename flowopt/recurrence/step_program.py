@@ -149,9 +149,8 @@ class _Maker:
             return call(_aten.index_select.default, how.source, step.place.axis, at)
         if isinstance(how, RunningSum):
             dtype = node.meta["val"].dtype
-            (one,) = read
-            one = one if one.meta["val"].dtype == dtype else call(_aten._to_copy.default, one, dtype=dtype)
-            return self._summed(one, node.name)
+            summed = self._summed(self._cast(read[0], _of_sums(dtype)), node.name)
+            return self._cast(summed, dtype)
         if isinstance(how, Delay):
             return self._delayed(read[0], how, step)
         if isinstance(how, StateSpace):
@@ -160,16 +159,18 @@ class _Maker:
         return self._attended(how, read, node)
 
     def _attended(self, how: CausalSum, read: list[fx.Node], node: fx.Node) -> fx.Node:
-        call = self._edit.call
-        query, key, *values = read
+        call, dtype = self._edit.call, _of_sums(how.dtype)
+        query, key, *values = (self._cast(one, dtype) for one in read)
         query = query if how.scale == 1.0 else call(_aten.mul.Scalar, query, how.scale)
         if values:
-            return call(
-                _aten.matmul.default, query, self._summed(call(_aten.matmul.default, key, values[0]), node.name)
-            )
-        # (.., 1, F) @ (.., F, 1): the weights of all keys so far.
+            key = call(_aten.matmul.default, key, values[0])
+        # Without a value (.., 1, F) @ (.., F, 1): the weights of all keys so far.
         made = call(_aten.matmul.default, query, self._summed(key, node.name))
-        return made if how.keeps else call(_aten.squeeze.dim, made, -1)
+        made = made if values or how.keeps else call(_aten.squeeze.dim, made, -1)
+        return self._cast(made, node.meta["val"].dtype)
+
+    def _cast(self, one: fx.Node, dtype: torch.dtype) -> fx.Node:
+        return one if one.meta["val"].dtype == dtype else self._edit.call(_aten._to_copy.default, one, dtype=dtype)
 
     def _decayed(self, one: fx.Node, how: StateSpace, of: str) -> fx.Node:
         """s = poles s + u in real arithmetic: (B, H, N) twice, real and imaginary parts."""
@@ -253,3 +254,8 @@ class _Maker:
         # Tokens that were neighbours in memory may be apart, and a view would refuse them.
         target = _aten.reshape.default if node.target in _VIEWS else node.target
         return self._edit.call(target, *args, **kwargs)
+
+
+def _of_sums(dtype: torch.dtype) -> torch.dtype:
+    """What sums are carried in: 256 + 1 is 256 in bfloat16, and torch adds up half precision in float32."""
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype

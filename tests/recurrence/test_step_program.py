@@ -12,7 +12,7 @@ from flowopt.program.capture import capture
 from flowopt.program.program import Program
 from flowopt.recurrence.step_program import StepProgram, step_program
 from flowopt.runtime.stream import Stream
-from tests.recurrence.causal_models import VOCABULARY, Decoder, decoder, of_ids, on_tokens
+from tests.recurrence.causal_models import VOCABULARY, Decoder, OnTokens, canonical, decoder, of_ids, on_tokens
 
 F = nn.functional
 EXACT = 1e-10
@@ -61,6 +61,112 @@ def normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @pytest.mark.parametrize("attend", [masked, multiplied, normalised])
 def test_products_that_are_written_out_in_other_ways(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     assert difference(of_ids(Decoder(attend)), 2, 11) <= EXACT
+
+
+class Stored(nn.Module):
+    triangle: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("triangle", torch.ones(80, 80).tril())
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        tokens = q.shape[2]
+        return (q @ k.transpose(-1, -2) * self.triangle[:tokens, :tokens]) @ v
+
+
+def test_a_stored_triangle_is_one_at_its_full_length() -> None:
+    assert difference(of_ids(Decoder(Stored())), 2, 11) <= EXACT
+
+
+def within(width: int) -> Callable[[Tensor], Tensor]:
+    def attended(x: Tensor) -> Tensor:
+        at = torch.arange(x.shape[1])
+        apart = at[:, None] - at
+        return torch.where((apart >= 0) & (apart < width), x @ x.transpose(-1, -2), 0.0) @ x
+
+    return attended
+
+
+def causal(x: Tensor) -> Tensor:
+    return (x @ x.transpose(-1, -2)).tril() @ x
+
+
+def masked_tokens(x: Tensor) -> Tensor:
+    at = torch.arange(x.shape[1])
+    return torch.where(at[:, None] >= at, x @ x.transpose(-1, -2), 0.0) @ x
+
+
+@pytest.mark.parametrize("width", [4000, 5000])
+def test_refuses_windows_of_a_length_without_a_largest(width: int) -> None:
+    with pytest.raises(UserError, match="cannot go token by token"):
+        step_program(unbounded(within(width)), "sequence")
+
+
+@pytest.mark.parametrize("body", [causal, masked_tokens])
+def test_a_length_needs_no_largest(body: Callable[[Tensor], Tensor]) -> None:
+    assert step_program(unbounded(body), "sequence").recurrence.states
+
+
+def unbounded(body: Callable[[Tensor], Tensor]) -> Program:
+    given = (torch.randn(2, 9, 8),)
+    return canonical(capture(OnTokens(body).eval(), given, dynamic={"x": {1: "sequence"}}))
+
+
+class Raised(nn.Module):
+    """Scores in float32 in a model of half precision."""
+
+    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.packed = nn.Linear(8, 24)
+        self.attend = attend
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.packed(x).chunk(3, -1)
+        return self.attend(q, k, v)
+
+
+def in_float32(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-1, -2)).float().tril() @ v.float()
+
+
+def in_float32_and_back(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-1, -2)).float().tril().to(v.dtype) @ v
+
+
+def weights_in_float32(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-1, -2)).tril().sum(-1, keepdim=True, dtype=torch.float32) * v
+
+
+@pytest.mark.parametrize("attend", [in_float32, in_float32_and_back, weights_in_float32])
+def test_casts_inside_a_sum_are_kept(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    given = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(5)).half()
+    program = canonical(
+        capture(Raised(attend).half().eval(), (given,), dynamic={"x": {1: "sequence"}}, dims={"sequence": (1, 64)})
+    )
+    made = step_program(program, "sequence")
+    found = Stream(made.program.run_named, made.recurrence, {}).run(x=given)
+    expected = program.run_named({"x": given})
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-2)
+    assert {state.dtype for state in made.recurrence.states} == {"float32"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_counts_go_on_where_half_precision_cannot_add_one(dtype: torch.dtype) -> None:
+    given = torch.ones(1, 3000, 1, dtype=dtype)
+    program = canonical(
+        capture(Summed().eval(), (given[:, :9],), dynamic={"x": {1: "sequence"}}, dims={"sequence": (1, 4096)})
+    )
+    made = step_program(program, "sequence")
+    found = Stream(made.program.run_named, made.recurrence, {}).run(x=given)
+    assert torch.equal(found["output"], program.run_named({"x": given})["output"])
+    assert [state.dtype for state in made.recurrence.states] == ["float32"]
+
+
+class Summed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(1)
 
 
 def running(x: Tensor) -> Tensor:
@@ -209,7 +315,29 @@ def ahead(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ((q @ k.transpose(-1, -2)) * torch.ones(q.shape[2], q.shape[2]).triu()) @ v
 
 
-@pytest.mark.parametrize("attend", [softmax, to_all, strictly_before, ahead])
+def windowed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    at = torch.arange(q.shape[2])
+    apart = at[:, None] - at
+    return torch.where((apart >= 0) & (apart < 16), q @ k.transpose(-1, -2), 0.0) @ v
+
+
+class Banded(nn.Module):
+    band: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("band", torch.ones(80, 80).tril().triu(-15))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        tokens = q.shape[2]
+        return (q @ k.transpose(-1, -2) * self.band[:tokens, :tokens]) @ v
+
+
+def without_features(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-1, -2)).to(torch.int64).tril().to(q.dtype) @ v
+
+
+@pytest.mark.parametrize("attend", [softmax, to_all, strictly_before, ahead, windowed, Banded(), without_features])
 def test_refuses_attention_that_no_sum_carries(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     with pytest.raises(UserError, match="cannot go token by token"):
         step_program(of_ids(Decoder(attend)), "sequence")
@@ -231,7 +359,25 @@ def of_what_follows(x: Tensor) -> Tensor:
     return F.pad(x, (0, 0, -1, 1))
 
 
-@pytest.mark.parametrize("body", [of_the_length, centred, reversed_sum, of_what_follows])
+def filled_with_the_length(x: Tensor) -> Tensor:
+    return x + torch.full((1, x.shape[1], 1), 1.0 / x.shape[1])
+
+
+def filled_for_pairs(x: Tensor) -> Tensor:
+    return x + torch.ones(x.shape[1], x.shape[1]).sum(1)[:, None]
+
+
+def spread_over_pairs(x: Tensor) -> Tensor:
+    return x + x[..., :1].expand(-1, -1, x.shape[1]).sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(of_the_length, centred, reversed_sum, of_what_follows),
+        *(filled_with_the_length, filled_for_pairs, spread_over_pairs),
+    ],
+)
 def test_refuses_what_knows_of_other_tokens(body: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(UserError, match="cannot go token by token"):
         step_program(on_tokens(body), "sequence")
