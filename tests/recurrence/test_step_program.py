@@ -230,14 +230,14 @@ def test_state_spaces_carry_their_states_in_real_numbers(length: int) -> None:
     assert shapes == [("batch", 8, 8), ("batch", 8, 8)]
 
 
-def unbounded(body: nn.Module) -> Program:
+def unbounded_spaces(body: nn.Module) -> Program:
     dynamic = {"x": {0: "batch", 1: "sequence"}}
     return capture(body.eval(), (torch.randn(3, 9, 8),), dynamic=dynamic)
 
 
 def test_a_state_space_needs_no_longest_sequence() -> None:
     torch.manual_seed(5)
-    assert difference(unbounded(Convolved()), 2, 40) <= EXACT
+    assert difference(unbounded_spaces(Convolved()), 2, 40) <= EXACT
 
 
 class Cut(nn.Module):
@@ -259,7 +259,7 @@ class Cut(nn.Module):
 @pytest.mark.parametrize("end", [64, 4000, 100000])
 def test_refuses_a_state_space_that_ends(end: int) -> None:
     with pytest.raises(UserError, match="cannot go token by token"):
-        step_program(unbounded(Cut(end)), "sequence")
+        step_program(unbounded_spaces(Cut(end)), "sequence")
 
 
 class Convolved(nn.Module):
