@@ -132,6 +132,7 @@ def optimize(
     least = None if baseline is None else opened_baseline(baseline, program)
     if least is not None:
         least.require_target(wanted_target.name)
+        least.require_form(form)
     choices = Tuned.load(tuned) if isinstance(tuned, (str, Path)) else tuned
     if choices is not None:
         choices.require_for(program, target)
