@@ -180,15 +180,16 @@ def adapt(
     from flowopt.cli.render import progress
     from flowopt.cli.render_adaptation import render_adaptation
     from flowopt.lowering.targets import target as target_named
-    from flowopt.ops.attention import linearization
     from flowopt.report.to_json import plain, to_json
     from flowopt.workflows.adapt import adapt as run
     from flowopt.workflows.adapting.budget import QualityBudget
+    from flowopt.workflows.adapting.linear_choice import LinearChoice
     from flowopt.workflows.adapting.recovery_plan import RecoveryPlan
 
     target_named(target, arch)
+    attention = {name: value for name, value in (("window", window), ("chunk", chunk)) if value is not None}
     if linearize is not None:
-        linearization(linearize)
+        LinearChoice(linearize, keep_softmax=keep_softmax, length=length, options=attention, form=form).require_known()
     budget = QualityBudget(min_cosine, min_agreement, max_error, max_drop)
     plan = RecoveryPlan.of(
         recover,
@@ -208,7 +209,6 @@ def adapt(
         resume=resume,
     )
     plan = plan.for_attention() if linearize is not None else plan.for_norms()
-    attention = {name: value for name, value in (("window", window), ("chunk", chunk)) if value is not None}
     with progress() as show:
         show(f"loading {model}")
         program = load_model(model, options)

@@ -20,7 +20,7 @@ Layers = Annotated[
 KeepSoftmax = Annotated[
     float,
     typer.Option(
-        "--keep-softmax", metavar="SHARE", min=0.0, max=1.0, help="Share of the layers that keep softmax attention."
+        "--keep-softmax", metavar="SHARE", min=0.0, help="Share of the layers that keep softmax attention, below 1."
     ),
 ]
 KeepBy = Annotated[
@@ -35,7 +35,7 @@ Length = Annotated[
     typer.Option(
         "--length",
         metavar="N",
-        min=1,
+        min=2,
         show_default=False,
         help="Tokens that speed is judged at; those of the captured example by default.",
     ),

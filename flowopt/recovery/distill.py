@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flowopt.errors import UserError
+from flowopt.ir.evaluate import RUN_ERRORS
 from flowopt.program.program import Program
 from flowopt.recovery.batches import endless
 from flowopt.recovery.beginning import require_beginning
@@ -35,6 +36,7 @@ from flowopt.recovery.identity import identity_of, require_same
 from flowopt.recovery.lora import low_rank
 from flowopt.recovery.objective import Objective
 from flowopt.recovery.optimizers import clip_gradients, learning_rate, optimizer_of, step_of
+from flowopt.recovery.original_run import require_original_runs
 from flowopt.recovery.recovered import Progress, Recovered, Stopped
 from flowopt.recovery.run_state import Evaluation, RunState, checkpoint_of, restore, snapshot
 from flowopt.recovery.schedule import SwapSchedule
@@ -111,7 +113,8 @@ class _Run:
         if not trained_parameters(student):
             raise UserError("nothing of the model is trained", hint="freeze fewer tensors, or swap a norm")
         self.student, self.data, self.settings = student, data, settings
-        self._on_progress = on_progress
+        self._teacher, self._on_progress = teacher, on_progress
+        self._of_attention = bool(student.attentions)
         self._schedule = SwapSchedule(student, settings)
         self._objective = Objective(student, teacher, settings)
         self._optimizer = optimizer_of(student, settings)
@@ -165,14 +168,16 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self._shared_objective(batch.inputs, batch.extra)
+        where = f"batch {state.taken - 1} of the training data, epoch {state.epoch}"
+        loss = self._loss(self._shared_objective, batch, where)
         value = float(mean_over_ranks(loss))
         if self._schedule.is_complete(state.step):
-            require_convergence(state, settings, value, self._objective.noise)
-        require_finite(state, settings, value, f"the loss at step {state.step + 1}")
+            noise = self._objective.noise
+            require_convergence(state, settings, value, noise, of_attention=self._of_attention)
+        self._require_finite(value, f"the loss at step {state.step + 1}")
         loss.backward()
         norm = clip_gradients(trained_parameters(self.student), settings.clip)
-        require_finite(state, settings, norm, f"the norm of the gradients at step {state.step + 1}")
+        self._require_finite(norm, f"the norm of the gradients at step {state.step + 1}")
         step_of(self._optimizer)
         state.step += 1
         state.losses.append(value)
@@ -181,6 +186,25 @@ class _Run:
         held_out = self._evaluate() if is_due or state.step == settings.steps else None
         if rank() == 0:
             self._on_progress(Progress(state.step, settings.steps, value, rate, swapped, state.seconds, held_out))
+
+    def _loss(self, objective: nn.Module, batch: Batch, where: str) -> Tensor:
+        """Of one batch; where it is none because of the original, that is said instead."""
+        try:
+            loss: Tensor = objective(batch.inputs, batch.extra)
+        except RUN_ERRORS:
+            self._require_original_runs(batch, where)
+            raise
+        if not bool(loss.detach().isfinite()):
+            self._require_original_runs(batch, where)
+        return loss
+
+    def _require_original_runs(self, batch: Batch, where: str) -> None:
+        device = device_of(self.student)
+        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+        require_original_runs(self._teacher, inputs, self.settings.outputs, where=where)
+
+    def _require_finite(self, value: float, what: str) -> None:
+        require_finite(self.state, self.settings, value, what, of_attention=self._of_attention)
 
     def _release(self) -> None:
         """Let go of what averages gradients while the processes are still joined.
@@ -198,13 +222,14 @@ class _Run:
         self._schedule.apply_all()
         total, count = 0.0, 0
         with torch.no_grad():
-            for batch in self.data.validation():
-                total += float(mean_over_ranks(self._objective(batch.inputs, batch.extra))) * batch.samples
+            for at, batch in enumerate(self.data.validation()):
+                one = self._loss(self._objective, batch, f"batch {at} of the data to choose the best state by")
+                total += float(mean_over_ranks(one)) * batch.samples
                 count += batch.samples
         if count == 0:
             raise UserError("there are no held-out data to judge by", hint="hold a part of the data out")
         loss = total / count
-        require_finite(state, self.settings, loss, f"the loss on held-out data after {state.step} steps")
+        self._require_finite(loss, f"the loss on held-out data after {state.step} steps")
         training = sum(state.losses) / len(state.losses) if state.losses else None
         is_best = not state.history or loss < state.best_loss
         state.history.append(Evaluation(state.step, training, loss))

@@ -45,7 +45,11 @@ def require_same(path: Path, written: Mapping[str, Any], now: Mapping[str, Any])
         UserError: it says which settings differ, or which model or data.
     """
     _require_same_settings(path, written["settings"], now["settings"])
-    for part, what in (("student", "model or swapped norms"), ("teacher", "original model"), ("data", "data")):
+    for part, what in (
+        ("student", "model, or other swapped norms or linearized attention"),
+        ("teacher", "original model"),
+        ("data", "data"),
+    ):
         if written[part] != now[part]:
             raise UserError(
                 f"{path} was written for another {what}" if part != "data" else f"{path} was written with other data",

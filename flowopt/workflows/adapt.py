@@ -35,6 +35,7 @@ from flowopt.workflows.adapting.judged import AUTOMATIC
 from flowopt.workflows.adapting.linear_choice import LinearChoice
 from flowopt.workflows.adapting.lowered import lowered
 from flowopt.workflows.adapting.metrics import metric_of
+from flowopt.workflows.adapting.original_on_data import require_original
 from flowopt.workflows.adapting.recalibrated import Recalibrating
 from flowopt.workflows.adapting.recovery_plan import DISTILL, RecoveryPlan
 from flowopt.workflows.lower import Progress
@@ -182,6 +183,16 @@ def adapt(
     if trains and not dry_run:
         require_recovery(plan, program, opened, outputs=counted, calibration=calibration, seed=seed)
     require_apart(plan.checkpoint, path)
+    if trains:
+        require_original(
+            program,
+            opened,
+            plan,
+            outputs=counted,
+            calibration=calibration,
+            dry_run=dry_run,
+            on_progress=on_progress,
+        )
     with process_group(torch.device("cpu")):
         if not dry_run and rank() == 0:
             # What cannot be written at the end is told at the beginning; leaving it leaves no trace.

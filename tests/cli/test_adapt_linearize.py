@@ -99,7 +99,9 @@ def test_beyond_the_budget_is_exit_1_and_nothing_is_written(data: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (("--window", "8"), "hedgehog does not take these options: window=8"),
+        (("--window", "8"), "--window is of hybrid"),
+        (("--length", "1"), "invalid value for '--length'"),
+        (("--form", "recurrent", "--keep-softmax", "0.5"), "a step carries no softmax attention"),
         (("--keep-softmax", "1"), "keep_softmax=1.0 is no share"),
         (("--layers", "decoder.*"), "'decoder.*' names no attention"),
     ],

@@ -1,5 +1,6 @@
 """Distillation: what it reaches, when it ends, and what it leaves behind."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 
 from flowopt.errors import Diverged, UserError
+from flowopt.recovery.convergence import require_finite
 from flowopt.recovery.distill import recover
 from flowopt.recovery.objective import Objective
 from flowopt.recovery.recovered import Progress
+from flowopt.recovery.run_state import RunState
 from flowopt.recovery.settings import RecoverySettings
 from flowopt.recovery.trainable import Trainable
 from tests.recovery.tiny_recovery import SETTINGS, recovered, tiny_data, tiny_student
@@ -151,3 +154,24 @@ def test_what_cannot_be_recovered_is_refused(tmp_path: Path) -> None:
         recovered(steps=0)
     with pytest.raises(UserError, match="nothing to resume from"):
         recovered(resume=True)
+
+
+def test_a_teacher_that_gives_no_numbers_or_does_not_run_is_told_of_by_batch() -> None:
+    program, settings = tiny_program(), RecoverySettings(**SETTINGS)
+    name = next(name for name, tensor in program.tensors.items() if tensor.dim() == 2)
+    stored = program.tensors[name]
+    for broken, said in ((stored * torch.nan, "gives NaN for sample 0 of"), (stored[:, 1:], "does not run on")):
+        teacher = program.copy()
+        teacher.tensors[name] = broken
+        with pytest.raises(UserError, match=f"{said} batch 0 of the data to choose the best state by"):
+            recover(tiny_student(program), teacher, tiny_data(program), settings)
+
+
+def test_an_attention_that_diverges_is_told_nothing_of_norms() -> None:
+    state, settings = RunState(), RecoverySettings(**SETTINGS)
+    with pytest.raises(Diverged) as caught:
+        require_finite(state, settings, math.nan, "the loss", of_attention=True)
+    assert "--keep-softmax" in caught.value.hint
+    assert "norm" not in caught.value.hint and "one-at-a-time" not in caught.value.hint
+    with pytest.raises(Diverged, match="fewer norms"):
+        require_finite(state, settings, math.nan, "the loss")

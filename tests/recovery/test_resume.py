@@ -89,7 +89,7 @@ def test_resuming_with_something_else_says_what_differs(tmp_path: Path) -> None:
     student = tiny_student(program)
     del student.leaves["layer_norm_4"]
     student.active = frozenset(student.leaves)
-    with pytest.raises(UserError, match="another model or swapped norms"):
+    with pytest.raises(UserError, match="another model, or other swapped norms or linearized attention"):
         recover(student, program, tiny_data(program), settings, checkpoint=path, resume=True)
     with pytest.raises(UserError, match="other data"):
         data = tiny_data(program, seed=6)

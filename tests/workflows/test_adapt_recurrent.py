@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import flowopt
@@ -20,9 +20,21 @@ DATA = {"ids": torch.randint(0, VOCABULARY, (24, 9), generator=torch.Generator()
 RECOVERY = flowopt.RecoveryPlan(steps=("transfer",), transfer_steps=5)
 
 
-def adapted(folder: Path, to: str) -> flowopt.AdaptResult:
+class Reversing(nn.Module):
+    """A decoder that says the last token first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = Decoder(softmax)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.decoder(ids).flip(1)
+        return out
+
+
+def adapted(folder: Path, to: str, module: nn.Module | None = None) -> flowopt.AdaptResult:
     return flowopt.adapt(
-        of_ids(Decoder(softmax)),
+        of_ids(module or Decoder(softmax)),
         linearize=to,
         form="recurrent",
         force=True,
@@ -46,8 +58,10 @@ def test_the_artifact_streams_what_the_adapted_model_computes(tmp_path: Path) ->
 
 
 def test_what_cannot_be_a_step_is_told_before_anything_is_trained(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot go token by token"):
+    with pytest.raises(UserError, match="hybrid cannot be lowered as a step"):
         adapted(tmp_path / "out", "hybrid")
+    with pytest.raises(UserError, match="cannot go token by token"):
+        adapted(tmp_path / "out", "elu", Reversing())
     assert not (tmp_path / "out").exists()
 
 

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flowopt.ops.attention.chunk_count import chunk_count
+
 
 def cut(x: Tensor, chunk: int) -> Tensor:
     """(B, H, L, D) as (B, H, chunks, chunk, D), with zeros behind the last token.
@@ -11,7 +13,7 @@ def cut(x: Tensor, chunk: int) -> Tensor:
     The last chunk is all zeros, so that there are always two: torch.export proves nothing of sizes that may be 1.
     """
     batch, heads, length, width = x.shape
-    chunks = _chunks(length, chunk)
+    chunks = chunk_count(length, chunk)
     return functional.pad(x, (0, 0, 0, chunks * chunk - length)).reshape(batch, heads, chunks, chunk, width)
 
 
@@ -19,10 +21,6 @@ def joined(x: Tensor, length: int) -> Tensor:
     """What ``cut`` was given."""
     # A slice has an end, which torch.export would have to prove to be inside.
     return x.flatten(2, 3).index_select(2, torch.arange(length, device=x.device))
-
-
-def _chunks(length: int, chunk: int) -> int:
-    return (length + 2 * chunk - 1) // chunk
 
 
 def with_neighbours(x: Tensor, before: int, behind: int) -> Tensor:

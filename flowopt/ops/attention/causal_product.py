@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from flowopt.ops.attention.chunk_count import chunk_count
 from flowopt.ops.attention.in_chunks import in_chunks
 from flowopt.ops.attention.prefix_state import prefix_state
 
@@ -24,6 +25,9 @@ def causal_product(query: Tensor, key: Tensor, value: Tensor, chunk: int | None)
     batch, heads, length, _ = query.shape
     q, k, v = (in_chunks(x, chunk) for x in (query, key, value))
     within = (q @ k.transpose(-1, -2)).tril() @ v
-    y = within + q @ prefix_state(k, v, batch * heads)
+    chunks = chunk_count(length, chunk)
+    y = within + q @ prefix_state(k, v, batch * heads, chunks)
     # Chosen by index: of a slice, torch.export asks whether it is whole, and fixes the length by the answer.
-    return y.reshape(batch, heads, -1, value.shape[3]).index_select(2, torch.arange(length, device=y.device))
+    return y.reshape(batch, heads, chunks * chunk, value.shape[3]).index_select(
+        2, torch.arange(length, device=y.device)
+    )

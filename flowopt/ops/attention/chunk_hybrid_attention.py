@@ -9,6 +9,7 @@ from torch.nn import functional
 from flowopt.errors import UserError
 from flowopt.ops.attention._neighbourhood import counted, cut, divided, joined, peaked, real_tokens
 from flowopt.ops.attention.linear_form import AttentionShape, Form, LinearForm, State
+from flowopt.ops.attention.require_tokens import require_tokens
 
 # As published: what is forgotten per token is sigmoid(0)^(1/16).
 _SLOWNESS = 16
@@ -49,6 +50,7 @@ class ChunkHybridAttention(LinearForm):
 
     def __init__(self, shape: AttentionShape, *, form: Form = "chunked", chunk: int = 64) -> None:
         super().__init__()
+        require_tokens("chunk", chunk)
         self.shape, self.form, self.chunk = shape, form, chunk
         self.gate = nn.Parameter(torch.zeros(shape.heads, 1, 1))
         self.gain = nn.Parameter(torch.zeros(shape.heads, 1, 1))

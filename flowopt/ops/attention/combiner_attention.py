@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from flowopt.errors import UserError
 from flowopt.ops.attention._neighbourhood import counted, cut, divided, joined, peaked, real_tokens
 from flowopt.ops.attention.linear_form import AttentionShape, Form, LinearForm, State
+from flowopt.ops.attention.require_tokens import require_tokens
 
 
 @final
@@ -45,6 +46,7 @@ class CombinerAttention(LinearForm):
         super().__init__()
         if form == "recurrent":
             raise _no_state()
+        require_tokens("chunk", chunk)
         self.shape, self.form, self.chunk = shape, form, chunk
         self.query_map = nn.Parameter(torch.eye(shape.head_dim).repeat(shape.heads, 1, 1))
         self.key_map = nn.Parameter(torch.eye(shape.head_dim).repeat(shape.heads, 1, 1))

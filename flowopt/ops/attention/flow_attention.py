@@ -10,6 +10,7 @@ from flowopt.errors import UserError
 from flowopt.ops.attention.causal_product import causal_product
 from flowopt.ops.attention.conserved_flows import conserved_flows
 from flowopt.ops.attention.linear_form import AttentionShape, Form, LinearForm, State
+from flowopt.ops.attention.require_tokens import require_tokens
 
 
 @final
@@ -57,6 +58,7 @@ class FlowAttention(LinearForm):
             raise UserError(f"eps={eps} must not be negative")
         if clamp is not None and clamp <= 0:
             raise UserError(f"clamp={clamp} must be positive", hint="None is without a bound")
+        require_tokens("chunk", chunk)
         self.shape, self.form, self.chunk = shape, form, chunk
         self.eps, self.clamp = eps, clamp
         self.output_scale = nn.Parameter(torch.full((shape.heads, 1, 1), 1 + math.exp(-1)))

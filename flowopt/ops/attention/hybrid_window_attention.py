@@ -19,6 +19,7 @@ from flowopt.ops.attention._neighbourhood import (
 )
 from flowopt.ops.attention.hedgehog_features import HedgehogFeatures
 from flowopt.ops.attention.linear_form import AttentionShape, Form, LinearForm, State
+from flowopt.ops.attention.require_tokens import require_tokens
 
 # sigmoid of it is 0.1.
 _GATE = -2.197
@@ -61,8 +62,8 @@ class HybridWindowAttention(LinearForm):
 
     def __init__(self, shape: AttentionShape, *, form: Form = "chunked", chunk: int = 64, window: int = 64) -> None:
         super().__init__()
-        if window < 1:
-            raise UserError(f"window={window} must be at least 1: a query's own key is in its window.")
+        require_tokens("window", window)
+        require_tokens("chunk", chunk)
         self.shape, self.form, self.chunk, self.window = shape, form, chunk, window
         self.gate = nn.Parameter(torch.full((shape.heads, 1, 1), _GATE))
         self.feature_map = HedgehogFeatures(shape)

@@ -10,6 +10,7 @@ from flowopt.errors import UserError
 from flowopt.ops.attention.causal_product import causal_product
 from flowopt.ops.attention.feature_map import FeatureMap
 from flowopt.ops.attention.linear_form import AttentionShape, Form, LinearForm, State
+from flowopt.ops.attention.require_tokens import require_tokens
 from flowopt.ops.attention.token_sum import token_sum
 
 
@@ -32,6 +33,7 @@ class LinearAttention(LinearForm):
         self, shape: AttentionShape, *, feature_map: FeatureMap, form: Form = "chunked", chunk: int = 64
     ) -> None:
         super().__init__()
+        require_tokens("chunk", chunk)
         self.shape, self.form, self.chunk = shape, form, chunk
         self.feature_map = feature_map
 

@@ -1,6 +1,7 @@
 """The stand-ins for softmax attention by name."""
 
 from collections.abc import Callable, Mapping
+from inspect import Parameter, Signature, signature
 from typing import Any, Final
 
 from flowopt.errors import UserError
@@ -27,6 +28,9 @@ def _with_features(feature_map: Callable[..., FeatureMap]) -> Callable[..., Line
     def make(shape: AttentionShape, *, form: Form = "chunked", chunk: int = 64, **options: Any) -> LinearAttention:
         return LinearAttention(shape, feature_map=feature_map(shape, **options), form=form, chunk=chunk)
 
+    known = [p for p in signature(make).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    own = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in list(signature(feature_map).parameters.values())[1:]]
+    make.__signature__ = Signature([*known, *own])  # type: ignore[attr-defined]  # what inspect.signature looks for
     return make
 
 
@@ -45,6 +49,9 @@ LINEARIZATIONS: Final[Mapping[str, Callable[..., LinearForm]]] = {
 }
 """Makers: called with an ``AttentionShape``, and with options of their own by keyword."""
 
+STEPPED: Final = ("mean", "elu", "relu", "favor", "cosformer", "hedgehog", "t2r", "flow")
+"""Those whose causal ``parallel`` form ``flowopt.recurrence.step_program`` takes apart: all that they carry is sums."""
+
 
 def linearization(name: str) -> Callable[..., LinearForm]:
     """The maker of a name.
@@ -53,5 +60,16 @@ def linearization(name: str) -> Callable[..., LinearForm]:
         UserError: there is none.
     """
     if name not in LINEARIZATIONS:
-        raise UserError(f"{name!r} is no linear attention", hint=nearest(name, LINEARIZATIONS, otherwise="one of"))
+        known = f"one of {', '.join(LINEARIZATIONS)}"
+        hint = nearest(name, LINEARIZATIONS, otherwise="")
+        raise UserError(f"{name!r} is no linear attention", hint=f"{hint} {known}" if hint.endswith("?") else known)
     return LINEARIZATIONS[name]
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """The options that the maker of a name takes beside the form.
+
+    Raises:
+        UserError: there is none.
+    """
+    return tuple(option for option in list(signature(linearization(name)).parameters)[1:] if option != "form")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flowopt.errors import UserError
 from flowopt.ops.attention.linear_form import AttentionShape, Form, LinearForm, State
+from flowopt.ops.attention.require_tokens import require_tokens
 
 
 @final
@@ -20,6 +21,7 @@ class MeanAttention(LinearForm):
 
     def __init__(self, shape: AttentionShape, *, form: Form = "chunked", chunk: int = 64) -> None:
         super().__init__()
+        require_tokens("chunk", chunk)
         self.shape, self.form, self.chunk = shape, form, chunk
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from flowopt.errors import UserError
 from flowopt.nearest import nearest
-from flowopt.ops.attention import LINEARIZATIONS
+from flowopt.ops.attention import LINEARIZATIONS, linearization
 from flowopt.passes.swap.swap_norm import TARGETS
 from flowopt.program.program import Program
 from flowopt.workflows.adapting.recalibrated import RECALIBRATIONS
@@ -34,7 +34,9 @@ def require_method(chosen: Mapping[str, str | None]) -> None:
         )
     ((method, name),) = given.items()
     known = _METHODS[method]
-    if name not in known:
+    if method == "linearize":
+        linearization(name)
+    elif name not in known:
         names: Mapping[str, None] = dict.fromkeys(known)
         raise UserError(f"{method}={name!r} is not known", hint=nearest(name, names, otherwise="one of"))
 

@@ -8,7 +8,7 @@ import torch
 from flowopt.errors import UserError
 from flowopt.nearest import nearest
 from flowopt.ops.attention.linear_form import AttentionShape, LinearForm
-from flowopt.ops.attention.linearizations import linearization
+from flowopt.ops.attention.linearizations import LINEARIZATIONS, STEPPED, linearization, options_of
 from flowopt.workflows.optimize import Form
 
 BY_ENTROPY = "entropy"
@@ -54,6 +54,11 @@ class LinearChoice:
         if self.keep_by not in (BY_ENTROPY, BY_EFFECT):
             known = (BY_ENTROPY, BY_EFFECT)
             raise UserError(f"keep_by={self.keep_by!r} is not known", hint=nearest(self.keep_by, known))
+        if self.form == "recurrent" and self.to not in STEPPED:
+            raise UserError(
+                f"{self.to} cannot be lowered as a step; {', '.join(STEPPED[:-1])} and {STEPPED[-1]} can",
+                hint="one of these, or form='parallel'",
+            )
         if self.form == "recurrent" and self.keep_softmax:
             raise UserError("a step carries no softmax attention", hint="form='recurrent' with keep_softmax=0")
         if self.length is not None and self.length < 2:
@@ -66,10 +71,27 @@ class LinearChoice:
         Raises:
             UserError: an option that it does not take.
         """
+        self._require_options()
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 return linearization(self.to)(shape, **self.options)
         except TypeError as error:
             given = ", ".join(f"{name}={value}" for name, value in self.options.items())
-            raise UserError(f"{self.to} does not take these options: {given}", why=str(error)) from error
+            raise UserError(f"{self.to} does not take {given}", why=str(error)) from error
+
+    def _require_options(self) -> None:
+        takes = options_of(self.to)
+        strange = next((name for name in self.options if name not in (*takes, "form")), None)
+        if strange is None:
+            return
+        owners = [name for name in LINEARIZATIONS if strange in options_of(name)]
+        what = f"is of {' and '.join(owners)}" if owners else "is an option of no linear attention"
+        raise UserError(
+            f"{_written(strange)} {what}", hint=f"{self.to} takes {', '.join(_written(name) for name in takes)}"
+        )
+
+
+def _written(option: str) -> str:
+    """As the command line has it, where it does."""
+    return f"--{option}" if option in ("window", "chunk") else option
