@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from flowopt.analysis.captured import Captured
 from flowopt.analysis.mask_source import MaskSource, mask_source
 from flowopt.analysis.mask_trials import Trial, longest_window, mask_trials, polarities
+from flowopt.ir.metadata import recorded_tensor
 from flowopt.ops.attention.attention_mask import HIDDEN_SCORE
 
 Size = int | torch.SymInt
@@ -78,7 +79,25 @@ def mask_kind(
             return MaskKind(code="arbitrary-mask", message=message)
         if not kinds[-1].code:
             return kinds[-1]
+    own = _own_pairs(program, source, (query_length, key_length))
+    if kinds[0].code == "arbitrary-mask" and own:
+        return MaskKind(code="arbitrary-mask", message=own)
     return kinds[0]
+
+
+def _own_pairs(program: Captured, source: MaskSource, lengths: tuple[Size, Size]) -> str:
+    """In words, that an input holds a number for every pair of query and key; empty where none does."""
+    for node in source.inputs:
+        value = recorded_tensor(node)
+        if value is None or [*map(str, value.shape[-2:])] != [*map(str, lengths)]:
+            continue
+        example = program.example.get(node.name)
+        seen = ""
+        if example is not None:
+            visible = example > HIDDEN_SCORE if example.is_floating_point() else example.bool()
+            seen = "causal in the example and " if bool((visible == torch.ones_like(visible).tril()).all()) else ""
+        return f"{node.name} is an input of its own for every query and key, {seen}anything at run time"
+    return ""
 
 
 @final

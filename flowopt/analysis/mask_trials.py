@@ -107,11 +107,9 @@ def _long(dims: Sequence[HasSize], source: MaskSource) -> Iterator[dict[str, int
     lengths = _lengths(dims, source)
     if lengths:
         most = min(_LONG if d.maximum is None else d.maximum for d in lengths)
-        unbounded = _LONGEST if all(d.maximum is None for d in lengths) else 0
-        for longest in sorted(
-            {min(most, _LONGEST), *(s for s in source.lengths if s <= max(min(most, _LONGEST), unbounded))},
-            reverse=True,
-        ):
+        bound = min(most, _LONGEST) if any(d.maximum is not None for d in lengths) else _LONGEST
+        stored = [size for size in source.lengths if size <= bound]
+        for longest in sorted({min(most, _LONGEST), *stored}, reverse=True):
             yield {d.name: _within(d, 1) for d in dims} | {d.name: _within(d, longest) for d in lengths}
     tried = {5, *(d.traced for d in lengths)}
     for constant in source.constants:

@@ -172,6 +172,16 @@ def test_a_mask_of_all_pairs_that_the_user_gives_is_arbitrary() -> None:
     assert kind_of(lambda m, q, k, v, mask: attend(q, k, v, attn_mask=mask), mask)[0] == "arbitrary-mask"
 
 
+@pytest.mark.parametrize("is_added", [False, True])
+def test_a_causal_mask_that_the_user_gives_is_told_as_an_input(is_added: bool) -> None:
+    pairs = torch.ones(2, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
+    mask = torch.zeros(pairs.shape).masked_fill(~pairs, -1e9) if is_added else pairs
+    refusal = site_of(lambda m, q, k, v, mask: attend(q, k, v, attn_mask=mask), mask).refusal
+    assert refusal is not None
+    wanted = "more is an input of its own for every query and key, causal in the example and anything at run time"
+    assert (refusal.code, refusal.message) == ("arbitrary-mask", wanted)
+
+
 def test_a_mask_that_hides_queries_too_is_arbitrary() -> None:
     def both(m: object, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         return attend(q, k, v, attn_mask=shown(real) & shown(real).mT)
