@@ -30,7 +30,7 @@ _CUTS: dict[Any, int] = {
     _aten.split.Tensor: 2,
     _aten.split_with_sizes.default: 2,
 }
-_CUTS |= {_aten.chunk.default: 2, _aten.unbind.int: 1}
+_CUTS |= {_aten.split_with_sizes.default: 2, _aten.chunk.default: 2, _aten.unbind.int: 1}
 # From the nearest linear layer on: a projection through few features, or one more in front.
 _MOST_LAYERS = 3
 _MOST_NODES = 300
