@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from flowopt.analysis.attention_call import AttentionCall, attention_call
+from flowopt.analysis.attention_origins import of_other_tokens
 from flowopt.analysis.captured import Captured
 from flowopt.analysis.mask_kind import MaskKind, mask_kind
 from flowopt.analysis.written_attention import Bias, WrittenAttention, written_attention
@@ -89,6 +90,8 @@ def _called(
     lengths = [sizes_as_text(node)[-2:-1] for node in (call.query, call.key)]
     if not code and is_causal and lengths[0] != lengths[1]:
         code, message = "axis-mismatch", f"causal attention of {lengths[0][0]} queries to {lengths[1][0]} keys"
+    # What is causal counts the places of keys as those of queries.
+    is_cross = lengths[0] != lengths[1] or (not is_causal and bool(of_other_tokens(call.query, call.key)))
     site = AttentionSite(
         name=call.node.name,
         position=position,
@@ -98,9 +101,7 @@ def _called(
         value=call.value.name,
         mask=None if call.mask is None else call.mask.name,
         has_padding=kind.has_padding,
-        shape=_shape(
-            program, call.query, call.value, call.scale, is_causal=is_causal, is_cross=lengths[0] != lengths[1]
-        ),
+        shape=_shape(program, call.query, call.value, call.scale, is_causal=is_causal, is_cross=is_cross),
         key_heads=_size(program, call.key, -3),
         query_length=_size(program, call.query, -2),
         key_length=_size(program, call.key, -2),
@@ -139,6 +140,8 @@ def _unfit(call: AttentionCall) -> tuple[str, str]:
         return "dynamic-shape", f"the number of heads or of features is free: {sizes}"
     if not call.has_number_scale:
         return "unsupported-spelling", "the scale is computed at run time"
+    if call.scale is not None and not call.scale > 0:
+        return "unsupported-spelling", f"the scale is {call.scale:g}; only positive ones keep the order of scores"
     if heads % key_heads or (key_heads not in (1, heads) and not call.enable_gqa):
         return "unsupported-spelling", f"{key_heads} heads of keys do not go with {heads} of queries"
     return "", ""

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from flowopt.analysis.captured import Captured
 from flowopt.analysis.mask_source import MaskSource, mask_source
 from flowopt.analysis.mask_trials import Trial, longest_window, mask_trials, polarities
+from flowopt.ir.metadata import recorded_tensor
 from flowopt.ops.attention.attention_mask import HIDDEN_SCORE
 
 Size = int | torch.SymInt
@@ -43,8 +44,8 @@ def mask_kind(
 ) -> MaskKind:
     """The kind of a mask, by its values for inputs with and without padding at several sizes.
 
-    A key is real where the last query sees it. Every query has to see all real keys, or all up to its own place; of
-    padded inputs only queries count whose own key is real.
+    A key is real where the last query sees it; that has to be where the input is no padding. Every query has to see all
+    real keys, or all up to its own place; of padded inputs only queries count whose own key is real.
 
     Args:
         program: whose mask it is.
@@ -65,6 +66,10 @@ def mask_kind(
         found = _Findings(source, is_added=is_added, is_inverted=is_inverted, has_heads=has_heads)
         for trial in mask_trials(program, source, flipped):
             lengths = [program.concrete_size(size, trial.sizes) for size in (query_length, key_length)]
+            sizes = zip(reversed(trial.value.shape), reversed(lengths), strict=False)
+            if any(had not in (1, size) for had, size in sizes):
+                # A stored tensor was too short.
+                continue
             found.add(trial, lengths)
             if found.code:
                 break
@@ -74,7 +79,25 @@ def mask_kind(
             return MaskKind(code="arbitrary-mask", message=message)
         if not kinds[-1].code:
             return kinds[-1]
+    own = _own_pairs(program, source, (query_length, key_length))
+    if kinds[0].code == "arbitrary-mask" and own:
+        return MaskKind(code="arbitrary-mask", message=own)
     return kinds[0]
+
+
+def _own_pairs(program: Captured, source: MaskSource, lengths: tuple[Size, Size]) -> str:
+    """In words, that an input holds a number for every pair of query and key; empty where none does."""
+    for node in source.inputs:
+        value = recorded_tensor(node)
+        if value is None or [*map(str, value.shape[-2:])] != [*map(str, lengths)]:
+            continue
+        example = program.example.get(node.name)
+        seen = ""
+        if example is not None:
+            visible = example > HIDDEN_SCORE if example.is_floating_point() else example.bool()
+            seen = "causal in the example and " if bool((visible == torch.ones_like(visible).tril()).all()) else ""
+        return f"{node.name} is an input of its own for every query and key, {seen}anything at run time"
+    return ""
 
 
 @final
@@ -95,13 +118,13 @@ class _Findings:
         self._is_tried |= not trial.is_padded
         value = trial.value
         if not self._is_added:
-            self._add(_whole(value.bool() ^ self._is_inverted, lengths), is_padded=trial.is_padded)
+            self._add(_whole(value.bool() ^ self._is_inverted, lengths), trial)
         elif bool(((value > HIDDEN_SCORE) & (value != 0)).any()):
             self._bias = _bias(self._source, value, lengths[0])
             # Where there is padding, a bias has gaps, and is not what it is elsewhere.
             self.code, self.message = ("", "") if trial.is_padded else self._bias
         else:
-            self._add(_whole(value > HIDDEN_SCORE, lengths), is_padded=trial.is_padded)
+            self._add(_whole(value > HIDDEN_SCORE, lengths), trial)
 
     def kind(self) -> MaskKind:
         """What the mask is by now."""
@@ -114,11 +137,15 @@ class _Findings:
         is_causal = self._may_be_causal and not self._may_be_whole
         return MaskKind(is_causal, self._hides_keys or bool(self._source.inputs))
 
-    def _add(self, visible: Tensor, *, is_padded: bool) -> None:
+    def _add(self, visible: Tensor, trial: Trial) -> None:
         """What is visible, (.., L, S)."""
         length, keys = visible.shape[-2:]
         real = visible[..., -1:, :]
-        counts = real.transpose(-1, -2) if is_padded and length == keys else torch.ones_like(visible[..., :1])
+        wanted = _shown_keys(visible, trial.shown)
+        # Without knowing what was padding, none of the queries can be left out.
+        is_known = trial.is_example or wanted is not None
+        has_idle = trial.is_padded and length == keys and is_known
+        counts = real.transpose(-1, -2) if has_idle else torch.ones_like(visible[..., :1])
         later = torch.ones(length, keys, dtype=torch.bool, device=visible.device).tril()
         self._may_be_whole &= _agree(visible, real, counts)
         self._may_be_causal &= length == keys and _agree(visible, real & later, counts)
@@ -129,6 +156,26 @@ class _Findings:
             self.code, self.message = "arbitrary-mask", "differs from head to head"
         elif not (self._may_be_whole or self._may_be_causal):
             self.code, self.message = _why(visible)
+        elif wanted is not None and not bool((real == wanted).all()):
+            message = "hides keys of tokens that are no padding, or shows some that are: it tells tokens apart"
+            self.code, self.message = "arbitrary-mask", message
+
+
+def _shown_keys(visible: Tensor, patterns: tuple[Tensor, ...]) -> Tensor | None:
+    """The keys that are no padding, (.., 1, S), like the last row of what is visible; None where no input tells."""
+    found: Tensor | None = None
+    for pattern in patterns:
+        if pattern.shape[-1] != visible.shape[-1] or pattern.dim() not in (2, visible.dim()):
+            continue
+        keys = pattern[..., -1:, :]
+        if pattern.dim() == 2 < visible.dim():
+            keys = pattern.reshape(len(pattern), *(1,) * (visible.dim() - 2), -1)
+        try:
+            keys = keys.to(visible.device).expand_as(visible[..., -1:, :])
+        except RuntimeError:
+            continue
+        found = keys if found is None else found & keys
+    return found
 
 
 def _agree(visible: Tensor, expected: Tensor, counts: Tensor) -> bool:

@@ -8,6 +8,7 @@ from torch import fx
 
 from flowopt.analysis.captured import Captured
 from flowopt.analysis.input_roles import Kind, input_role
+from flowopt.ir.constants import constant_value, is_parameter_only
 from flowopt.ir.metadata import recorded_tensor
 
 _aten = torch.ops.aten
@@ -22,6 +23,19 @@ _SHAPE_ONLY = {
     _aten.new_full.default,
     _aten.new_empty.default,
 }
+# Not tagged as pointwise, though it is.
+_BLOCKS = {_aten.floor_divide.default}
+_SHIFTS = {
+    getattr(getattr(_aten, name), overload)
+    for name, overload in (
+        ("__rshift__", "Scalar"),
+        ("__lshift__", "Scalar"),
+        ("bitwise_right_shift", "Tensor_Scalar"),
+        ("bitwise_left_shift", "Tensor_Scalar"),
+    )
+}
+# What an id is that a comparison tells apart from others, as a distance from the number that it is compared with.
+_TOLD_APART = {"eq": 0, "ne": 0, "gt": 0, "ge": -1, "lt": 0, "le": 1}
 # A mask is computed in a few dozen operators; what takes more is computed by the model.
 _MOST_NODES = 400
 # The ends of slices and the lowest numbers of dtypes are no ids.
@@ -37,6 +51,7 @@ class MaskSource:
         inputs: placeholders on whose values it depends; those whose sizes alone matter are not among them.
         features: those of them whose values are no masks, ids or other integers.
         tables: stored tensors of floating numbers that it reads.
+        lengths: sizes, from 2 on, of the axes of all stored tensors that it reads.
         constants: numbers beside integer positions, which a window may be as wide as.
         is_computed: by more operators than a mask takes.
     """
@@ -45,6 +60,7 @@ class MaskSource:
     inputs: tuple[fx.Node, ...]
     features: tuple[str, ...]
     tables: tuple[str, ...]
+    lengths: tuple[int, ...]
     constants: tuple[int, ...]
     is_computed: bool
 
@@ -61,6 +77,7 @@ def mask_source(program: Captured, mask: fx.Node) -> MaskSource:
         inputs=tuple(placeholders),
         features=tuple(n.name for n in placeholders if roles[n].kind is Kind.FEATURES),
         tables=tuple(str(n.target) for n, t in stored if t is not None and t.is_floating_point() and t.dim() > 0),
+        lengths=tuple(sorted({int(size) for _, t in stored if t is not None for size in t.shape if size >= 2})),
         constants=() if is_computed else _constants(n for n in needed if not depends_on(n, placeholders)),
         is_computed=is_computed,
     )
@@ -96,12 +113,44 @@ def whole_numbers(node: fx.Node) -> set[int]:
     return {int(a) for a in numbers if abs(a) < _BEYOND_ANY_ID and a == int(a)}
 
 
+def compared_numbers(program: Captured, node: fx.Node, placeholder: fx.Node) -> set[int]:
+    """The whole numbers that a comparison tells apart from others; none where it compares no value of the placeholder.
+
+    A cast to bool asks about zero.
+    """
+    if not isinstance(node.target, torch._ops.OpOverload) or not depends_on(node, (placeholder,)):
+        return set()
+    if node.target is _aten._to_copy.default and node.kwargs.get("dtype") is torch.bool:
+        return {0}
+    name = node.target.overloadpacket.__name__
+    if name not in _TOLD_APART:
+        return set()
+    numbers = whole_numbers(node)
+    for other in node.all_input_nodes:
+        value = recorded_tensor(other)
+        if value is not None and value.dim() == 0 and is_parameter_only(other):
+            number = float(constant_value(other, program.read, raised=False))
+            numbers |= {int(number)} if number.is_integer() and abs(number) < _BEYOND_ANY_ID else set()
+    return {number + _TOLD_APART[name] for number in numbers}
+
+
+def compares_itself(node: fx.Node, placeholder: fx.Node) -> bool:
+    """Whether an operator compares values of a placeholder with each other."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    sources = node.all_input_nodes
+    is_comparison = node.target.overloadpacket.__name__ in _TOLD_APART
+    return is_comparison and len(sources) == 2 and all(depends_on(source, (placeholder,)) for source in sources)
+
+
 def _constants(nodes: Iterable[fx.Node]) -> tuple[int, ...]:
-    """Whole numbers from 2 on in arithmetic and comparisons."""
+    """Whole numbers from 2 on in arithmetic and comparisons; of a shift, the power of two."""
     found: set[int] = set()
     for node in nodes:
         is_pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
         value = recorded_tensor(node)
+        is_pointwise = is_pointwise or node.target in _BLOCKS
         if is_pointwise and value is not None and not value.is_floating_point():
-            found |= {abs(number) for number in whole_numbers(node)}
+            numbers = {abs(number) for number in whole_numbers(node)}
+            found |= {2**number for number in numbers if number < 31} if node.target in _SHIFTS else numbers
     return tuple(sorted(c for c in found if c >= 2))

@@ -10,7 +10,13 @@ from torch import Tensor, fx
 
 from flowopt.analysis.captured import Captured, HasSize
 from flowopt.analysis.input_roles import Kind, Role, input_role
-from flowopt.analysis.mask_source import MaskSource, depends_on, is_shape_only, value_ancestors, whole_numbers
+from flowopt.analysis.mask_source import (
+    MaskSource,
+    compared_numbers,
+    compares_itself,
+    is_shape_only,
+    value_ancestors,
+)
 from flowopt.ir.constants import node_values
 from flowopt.ir.evaluate import RUN_ERRORS, called
 from flowopt.ir.metadata import recorded_tensor
@@ -20,6 +26,11 @@ _aten = torch.ops.aten
 _LONGEST = 8192
 _PATTERNS = ("right", "left", "holes")
 _MOST_FLIPPED = 3
+# Without a maximum, and without a stored tensor to go by.
+_LONG = 4096
+_UNPADDED_TRIALS = 3
+# Integers take at least as many values, where the example has fewer.
+_FEWEST_VALUES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +41,16 @@ class Trial:
         value: as the program computes it.
         sizes: of the free dimensions.
         is_padded: some of the input was padding.
+        shown: of every input whose last axis is that of tokens, which of its places were no padding. Of the example's
+            inputs it is unknown, and there is none.
+        is_example: the inputs are the example's.
     """
 
     value: Tensor
     sizes: Mapping[str, int]
     is_padded: bool
+    shown: tuple[Tensor, ...] = ()
+    is_example: bool = False
 
 
 def polarities(program: Captured, source: MaskSource) -> tuple[frozenset[fx.Node], ...]:
@@ -56,25 +72,27 @@ def mask_trials(program: Captured, source: MaskSource, flipped: frozenset[fx.Nod
         flipped: inputs in which ones stand for padding.
     """
     captured = {d.name: d.traced for d in program.dims}
-    roles = {n: input_role(n, program.example.get(n.name)) for n in source.inputs}
+    roles = {n: _role(program, source, n) for n in source.inputs}
     given = {n: program.example[n.name] for n in source.inputs if n.name in program.example}
     if given and len(given) == len(source.inputs):
-        yield from _computed(program, source, captured, given, is_padded=True)
+        yield from _computed(program, source, captured, given, is_padded=True, is_example=True)
     wanted = [captured, _others(program.dims)] if program.dims else [captured]
     for number, sizes in enumerate(wanted):
-        patterns = ("none", *_PATTERNS) if source.inputs else ("none",)
-        for pattern in patterns:
-            feed = _Feed(program, source, roles, flipped, seed=number)
+        patterns = ("none",) * _UNPADDED_TRIALS + _PATTERNS if source.inputs else ("none",)
+        for again, pattern in enumerate(patterns):
+            feed = _Feed(program, source, roles, flipped, seed=number + len(wanted) * again)
             inputs = feed.inputs(sizes, pattern)
-            yield from _computed(program, source, sizes, inputs, is_padded=pattern != "none")
+            yield from _computed(program, source, sizes, inputs, is_padded=pattern != "none", shown=feed.shown())
     for sizes in _long(program.dims, source):
         feed = _Feed(program, source, roles, flipped, seed=len(wanted))
-        yield from _computed(program, source, sizes, feed.inputs(sizes, "none"), is_padded=False)
+        inputs = feed.inputs(sizes, "none")
+        yield from _computed(program, source, sizes, inputs, is_padded=False, shown=feed.shown())
 
 
 def longest_window(program: Captured, source: MaskSource) -> int | None:
     """A number beside positions that no trial reaches though the model takes as many; None without one."""
-    reached = [c for c in source.constants if c > _LONGEST]
+    wide = [size for size in source.lengths if size > _LONGEST]
+    reached = [c for c in (*source.constants, *wide) if c > _LONGEST]
     free = [d for d in _lengths(program.dims, source) if d.maximum is None or d.maximum > _LONGEST]
     return reached[0] if reached and free else None
 
@@ -85,8 +103,14 @@ def _others(dims: Sequence[HasSize]) -> dict[str, int]:
 
 
 def _long(dims: Sequence[HasSize], source: MaskSource) -> Iterator[dict[str, int]]:
-    """Sizes at which a window of each number would show."""
+    """Sizes at which a window of each number would show, and the longest of all: a stored window tells no number."""
     lengths = _lengths(dims, source)
+    if lengths:
+        most = min(_LONG if d.maximum is None else d.maximum for d in lengths)
+        bound = min(most, _LONGEST) if any(d.maximum is not None for d in lengths) else _LONGEST
+        stored = [size for size in source.lengths if size <= bound]
+        for longest in sorted({min(most, _LONGEST), *stored}, reverse=True):
+            yield {d.name: _within(d, 1) for d in dims} | {d.name: _within(d, longest) for d in lengths}
     tried = {5, *(d.traced for d in lengths)}
     for constant in source.constants:
         if lengths and constant <= _LONGEST and constant + 2 > min(tried):
@@ -113,6 +137,8 @@ def _computed(
     inputs: Mapping[fx.Node, Tensor],
     *,
     is_padded: bool,
+    shown: tuple[Tensor, ...] = (),
+    is_example: bool = False,
 ) -> Iterator[Trial]:
     given: dict[fx.Node, Any] = dict(inputs)
     try:
@@ -122,7 +148,17 @@ def _computed(
         value = node_values((source.mask,), program.read, given, raised=False)[source.mask]
     except RUN_ERRORS:
         return
-    yield Trial(value, sizes, is_padded)
+    yield Trial(value, sizes, is_padded, shown, is_example)
+
+
+def _role(program: Captured, source: MaskSource, node: fx.Node) -> Role:
+    """An input's role in the mask: numbers that are compared with each other are no zeros and ones alone."""
+    role = input_role(node, program.example.get(node.name))
+    value = recorded_tensor(node)
+    is_whole = value is not None and not value.is_floating_point() and value.dtype is not torch.bool
+    if role.kind is Kind.MASK and is_whole and any(compares_itself(n, node) for n in value_ancestors(source.mask)):
+        return Role(Kind.INTEGERS, 0, _FEWEST_VALUES)
+    return role
 
 
 def _size_or_filled(program: Captured, node: fx.Node, sizes: Mapping[str, int]) -> Any:
@@ -150,17 +186,29 @@ class _Feed:
         seed: int,
     ) -> None:
         self._program, self._source, self._roles, self._flipped = program, source, roles, flipped
+        self._patterns: dict[tuple[int, ...], Tensor] = {}
+        self._told: dict[fx.Node, Tensor] = {}
         self._random = torch.Generator().manual_seed(seed)
 
     def inputs(self, sizes: Mapping[str, int], pattern: str) -> dict[fx.Node, Tensor]:
         return {node: self._input(node, sizes, pattern) for node in self._source.inputs}
+
+    def shown(self) -> tuple[Tensor, ...]:
+        """Of the inputs with an axis of tokens, which of their places are no padding."""
+        return tuple(self._told.values())
 
     def _input(self, node: fx.Node, sizes: Mapping[str, int], pattern: str) -> Tensor:
         value = recorded_tensor(node)
         assert value is not None  # inputs are tensors
         shape = tuple(self._program.concrete_size(size, sizes) for size in value.shape)
         real, hidden = self._values(node, shape)
-        made = torch.where(self._shown(shape, pattern), real, hidden)
+        if shape not in self._patterns:
+            self._patterns[shape] = self._shown(shape, pattern)
+        shown = self._patterns[shape]
+        made = torch.where(shown, real, hidden)
+        if len(shape) > 1:
+            # Integers that nothing is compared with have no value for padding.
+            self._told[node] = torch.ones_like(shown) if real is hidden else shown
         return made.to(dtype=value.dtype, device=value.device)
 
     def _values(self, node: fx.Node, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -171,22 +219,23 @@ class _Feed:
             return torch.tensor(shown), torch.tensor(1.0 - shown)
         if role.kind is Kind.ADDITIVE_MASK:
             return torch.tensor(0.0), self._program.example[node.name].min().float()
-        ids = self._compared()
-        real = torch.randint(role.low, max(role.high, role.low + 1), shape, generator=self._random)
+        ids = self._compared(node)
+        fewest = role.low + len(ids) + _FEWEST_VALUES
+        high = role.high if role.kind is Kind.INDICES or role.is_index else max(role.high, fewest)
+        real = torch.randint(role.low, max(high, role.low + 1), shape, generator=self._random)
         for _ in range(len(ids) + 1):
             # Padding by chance would be padding that no pattern tells of.
-            real = torch.where(
-                torch.isin(real, ids), (real - role.low + 1) % max(role.high - role.low, 1) + role.low, real
-            )
-        chosen = torch.randint(0, len(ids), shape, generator=self._random) if len(ids) else None
-        return real.double(), (real if chosen is None else ids[chosen]).double()
+            real = torch.where(torch.isin(real, ids), (real - role.low + 1) % max(high - role.low, 1) + role.low, real)
+        real = real.double()
+        if not len(ids):
+            return real, real
+        return real, ids[torch.randint(0, len(ids), shape, generator=self._random)].double()
 
-    def _compared(self) -> Tensor:
+    def _compared(self, node: fx.Node) -> Tensor:
         """Numbers that ids are compared with, such as that of padding."""
         found: set[int] = set()
-        for node in value_ancestors(self._source.mask):
-            if depends_on(node, self._source.inputs):
-                found |= whole_numbers(node)
+        for needed in value_ancestors(self._source.mask):
+            found |= compared_numbers(self._program, needed, node)
         return torch.tensor(sorted(found), dtype=torch.long)
 
     def _shown(self, shape: tuple[int, ...], pattern: str) -> Tensor:

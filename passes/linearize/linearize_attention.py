@@ -25,7 +25,7 @@ Refuses when:
     train-mode                attention with dropout
     dynamic-shape             the number of heads or of features is free
     unsupported-spelling      queries, keys and values that are not of shape (B, H, L, D), keys of heads that do not
-                              divide those of the queries, or a scale that is computed
+                              divide those of the queries, or a scale that is computed or not positive
     missing-metadata          something that the attention reads has no recorded shape
 
 A site is a call of scaled_dot_product_attention, or a product of the weights of a softmax with values.

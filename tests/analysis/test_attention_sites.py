@@ -41,6 +41,11 @@ def test_a_scale_that_is_given_counts() -> None:
     assert only(program_of(lambda m, q, k, v: attend(q, k, v, scale=0.3))).shape.scale == 0.3
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.5])
+def test_a_scale_that_is_not_positive_is_of_an_unsupported_spelling(scale: float) -> None:
+    assert code_of(program_of(lambda m, q, k, v: attend(q, k, v, scale=scale))) == "unsupported-spelling"
+
+
 def test_free_lengths_are_told_at_their_captured_sizes() -> None:
     site = only(program_of(lambda m, q, k, v: attend(q, k, v), is_free=True))
     assert (site.query_length, site.key_length, site.refusal) == (LENGTH, LENGTH, None)

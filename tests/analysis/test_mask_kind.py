@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -171,6 +172,16 @@ def test_a_mask_of_all_pairs_that_the_user_gives_is_arbitrary() -> None:
     assert kind_of(lambda m, q, k, v, mask: attend(q, k, v, attn_mask=mask), mask)[0] == "arbitrary-mask"
 
 
+@pytest.mark.parametrize("is_added", [False, True])
+def test_a_causal_mask_that_the_user_gives_is_told_as_an_input(is_added: bool) -> None:
+    pairs = torch.ones(2, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
+    mask = torch.zeros(pairs.shape).masked_fill(~pairs, -1e9) if is_added else pairs
+    refusal = site_of(lambda m, q, k, v, mask: attend(q, k, v, attn_mask=mask), mask).refusal
+    assert refusal is not None
+    wanted = "more is an input of its own for every query and key, causal in the example and anything at run time"
+    assert (refusal.code, refusal.message) == ("arbitrary-mask", wanted)
+
+
 def test_a_mask_that_hides_queries_too_is_arbitrary() -> None:
     def both(m: object, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         return attend(q, k, v, attn_mask=shown(real) & shown(real).mT)
@@ -185,6 +196,94 @@ def test_a_mask_that_depends_on_tokens_is_arbitrary() -> None:
         return attend(q, k, v, attn_mask=(ids[:, :, None] >= ids[:, None])[:, None])
 
     assert kind_of(same, IDS)[0] == "arbitrary-mask"
+
+
+def same(ids: Tensor) -> Tensor:
+    return (ids[:, :, None] == ids[:, None])[:, None]
+
+
+SEGMENTS = {
+    "of zero and one": torch.tensor([[0, 0, 0, 1, 1, 1]] * 2),
+    "from one on": torch.tensor([[1, 1, 2, 2, 3, 3]] * 2),
+    "all zero": torch.zeros(2, LENGTH, dtype=torch.long),
+    "all one": torch.ones(2, LENGTH, dtype=torch.long),
+}
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_packed_segments_are_no_padding(name: str, is_causal: bool) -> None:
+    def packed(m: object, q: Tensor, k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
+        return attend(q, k, v, attn_mask=same(ids) & causal(q, k) if is_causal else same(ids))
+
+    assert kind_of(packed, SEGMENTS[name], is_free=True)[0] == "arbitrary-mask"
+
+
+def test_segments_beside_padding_of_zeros_are_no_padding() -> None:
+    def packed(m: object, q: Tensor, k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
+        mask = same(ids) & shown(ids)
+        return attend(q, k, v, attn_mask=mask | ~mask.any(-1, keepdim=True))
+
+    assert kind_of(packed, REAL, is_free=True)[0] == "arbitrary-mask"
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("start", [0, 2])
+def test_sequences_that_are_packed_by_a_token_are_no_padding(start: int, is_causal: bool) -> None:
+    def packed(m: object, q: Tensor, k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
+        mask = same((ids == start).cumsum(1))
+        return attend(q, k, v, attn_mask=mask & causal(q, k) if is_causal else mask)
+
+    assert kind_of(packed, torch.arange(LENGTH).repeat(2, 1), is_free=True)[0] == "arbitrary-mask"
+
+
+def test_segments_by_where_the_last_one_starts_are_no_padding() -> None:
+    def packed(m: object, q: Tensor, k: Tensor, v: Tensor, start: Tensor) -> Tensor:
+        return attend(q, k, v, attn_mask=same((torch.arange(q.shape[2]) >= start[:, None]).long()))
+
+    assert kind_of(packed, torch.tensor([3, 4]), is_free=True)[0] == "arbitrary-mask"
+
+
+def test_padding_by_lengths_is_padding() -> None:
+    def padded(m: object, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor:
+        return attend(q, k, v, attn_mask=shown(torch.arange(q.shape[2]) < lengths[:, None]))
+
+    assert kind_of(padded, torch.tensor([4, 6]), is_free=True) == ("", False, True)
+
+
+@pytest.mark.parametrize("stored", [torch.bool, torch.float32, torch.int64])
+def test_a_stored_band_that_is_wider_than_what_was_captured_is_found(stored: torch.dtype) -> None:
+    behind = torch.arange(256)[:, None] - torch.arange(256)
+    band = (behind >= 0) & (behind < 100)
+    table = torch.where(band, 0.0, -torch.inf) if stored is torch.float32 else band.to(stored)
+
+    def banded(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = m.band[: q.shape[2], : q.shape[2]]
+        return attend(q, k, v, attn_mask=mask.bool() if stored is torch.int64 else mask)
+
+    assert kind_of(banded, is_free=True, dims={"length": (2, 200)}, band=table)[0] == "arbitrary-mask"
+    # The band never shows.
+    assert kind_of(banded, is_free=True, dims={"length": (2, 90)}, band=table) == ("", True, False)
+
+
+@pytest.mark.parametrize("spelling", ["//", ">>"])
+def test_wide_blocks_are_found(spelling: str) -> None:
+    def blocks(m: object, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        places = torch.arange(q.shape[2])
+        block = places // 128 if spelling == "//" else places >> 7
+        return attend(q, k, v, attn_mask=(block[:, None] == block) & causal(q, k))
+
+    assert kind_of(blocks, is_free=True, dims={"length": (2, 200)})[0] == "arbitrary-mask"
+
+
+def test_a_mask_of_stored_numbers_too_long_to_try_is_refused_where_the_model_takes_as_many() -> None:
+    def by_table(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ids = m.ids[: q.shape[2]]
+        return attend(q, k, v, attn_mask=ids[:, None] >= ids)
+
+    ids = torch.arange(9000)
+    assert kind_of(by_table, is_free=True, dims={"length": (2, 9000)}, ids=ids)[0] == "arbitrary-mask"
+    assert kind_of(by_table, is_free=True, dims={"length": (2, 90)}, ids=ids) == ("", True, False)
 
 
 def test_a_mask_that_depends_on_features_is_arbitrary() -> None:

@@ -140,7 +140,7 @@ def _fitting(program: Program, site: AttentionSite, choice: LinearChoice) -> Att
             choice.made(shape, seed=0)(*(torch.zeros(1, heads, *width) for width in widths))
     except UserError:
         query, key = (sizes_as_text(program.node(name))[-2] for name in (site.query, site.key))
-        message = f"{choice.to} is for self-attention, and here {query} queries see {key} keys"
+        message = f"{choice.to} is for self-attention, and here {query} queries see {key} keys of other tokens"
         where = site.module or ""
         return replace(site, refusal=Refusal(site.name, where, "", "axis-mismatch", message, site.name))
     return site

@@ -206,12 +206,33 @@ def cross() -> Program:
 
 def test_cross_attention_is_refused_to_stand_ins_for_self_attention_alone() -> None:
     found = judged(cross(), inputs(), to="hybrid", dry_run=True)
-    said = "axis-mismatch: hybrid is for self-attention, and here 5 queries see 3 keys"
+    said = "axis-mismatch: hybrid is for self-attention, and here 5 queries see 3 keys of other tokens"
     assert found.records[0].reason == said
     assert found.sites[0].refusal is not None and not found.leaves
     (record,) = judged(cross(), inputs(), to="elu", force=True).records
     # 2 * 5 * 3 / (5 + 3), rounded to a whole number.
     assert (record.decision, record.length) == ("swapped", 4)
+
+
+class Tied(nn.Module):
+    """Attention to as many other tokens."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (self.q(x), self.k(x.flip(1))))
+        return scaled_dot_product_attention(query, key, key).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("to", ["hybrid", "chunk-hybrid", "combiner"])
+def test_cross_attention_of_equal_lengths_is_refused_to_them_too(to: str) -> None:
+    x = inputs()["x"]
+    free = {"dynamic": {"x": {0: "batch"}}, "dims": {"batch": (1, 64)}}
+    program = captured({"module": Tied(x.shape[-1]).eval(), "kwargs": {"x": x[:3]}} | free)
+    found = judged(program, inputs(), to=to, dry_run=True)
+    assert (found.records[0].reason or "").startswith(f"axis-mismatch: {to} is for self-attention")
 
 
 def test_a_model_without_attention_is_told() -> None:
