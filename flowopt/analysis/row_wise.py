@@ -4,6 +4,7 @@ An operator is row-wise along an axis of its output when selected rows of some o
 output. The axis may stand alone, or be merged with others: a product of matrices with (batch * tokens) rows.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import fx
 
 from flowopt.analysis.moved_rows import TUPLE_NORMS, is_move, moved_rows
 from flowopt.analysis.rows import Path, Place, Read, Rows, RowWise, aligned, argument, axes_of, rank_of, read_at
-from flowopt.ir.metadata import recorded_tensor
+from flowopt.ir.metadata import recorded_tensor, static_size
 from flowopt.ir.randomness import draws_random_numbers
 
 _aten = torch.ops.aten
@@ -36,7 +37,21 @@ _ELEMENTWISE = {
     *(_aten.full_like.default, _aten.zeros_like.default, _aten.ones_like.default),
 }
 _SOFTMAXES = {_aten.softmax.int, _aten._softmax.default, _aten.log_softmax.int, _aten._log_softmax.default}
-_REDUCTIONS = {_aten.mean.dim, _aten.sum.dim_IntList, _aten.amax.default, _aten.amin.default, _aten.any.dim}
+# They work along their second argument, or the last axis.
+_ALONG = {
+    *_SOFTMAXES,
+    *(_aten.flip.default, _aten.glu.default, _aten.cumsum.default, _aten.cumprod.default),
+    _aten.logcumsumexp.default,
+}
+# Operator to the argument that says whether its axes stay; they are named by the second.
+_REDUCTIONS: Mapping[Any, int] = {
+    **dict.fromkeys((_aten.mean.dim, _aten.sum.dim_IntList, _aten.amax.default, _aten.amin.default), 2),
+    **dict.fromkeys((_aten.any.dim, _aten.all.dim, _aten.prod.dim_int, _aten.logsumexp.default), 2),
+    **dict.fromkeys((_aten.argmax.default, _aten.argmin.default, _aten.var.correction, _aten.std.correction), 2),
+    **dict.fromkeys((_aten.var.dim, _aten.std.dim), 3),
+}
+# Input, weight, bias, stride, padding, dilation and, of the general one, whether it is transposed.
+_CONVOLUTIONS = {_aten.conv1d.default, _aten.convolution.default}
 
 
 def row_wise(node: fx.Node, place: Place, rows: Rows) -> RowWise | None:
@@ -66,10 +81,12 @@ def _computed(node: fx.Node, place: Place) -> tuple[Read, ...] | None:
         return _product(node, place, _PRODUCTS[target])
     if target in _NORMS or target in TUPLE_NORMS:
         return _first(node, place) if place.axis < rank_of(args[0]) - len(axes_of(args[1])) else None
-    if target in _SOFTMAXES:
-        return _first(node, place) if axes_of(args[1], rank_of(node)) != [place.axis] else None
+    if target in _ALONG:
+        return _first(node, place) if place.axis not in axes_of(argument(node, 1, -1), rank_of(node)) else None
     if target in _REDUCTIONS:
         return _reduced(node, place)
+    if target in _CONVOLUTIONS:
+        return _first(node, place) if place.axis >= 2 and _is_pointwise(node) else None
     if target is _ATTENTION:
         return _attention(node, place)
     if target is _aten.embedding.default:
@@ -103,10 +120,26 @@ def _product(node: fx.Node, place: Place, first: int) -> tuple[Read, ...] | None
 def _reduced(node: fx.Node, place: Place) -> tuple[Read, ...] | None:
     rank = rank_of(node.args[0])
     named = axes_of(node.args[1] if len(node.args) > 1 else None, rank)
-    keeps = bool(argument(node, 2, False, "keepdim"))
+    keeps = bool(argument(node, _REDUCTIONS[node.target], False, "keepdim"))
     kept = list(range(rank)) if keeps else [a for a in range(rank) if a not in named]
     is_other = bool(named) and kept[place.axis] not in named
     return read_at((0,), node.args[0], place.on(kept[place.axis])) if is_other else None
+
+
+def _is_pointwise(node: fx.Node) -> bool:
+    """True for a convolution that computes each place of a batch of sequences or images alone."""
+    source, weight = node.args[:2]
+    rank = rank_of(weight)
+    is_wide = any(static_size(weight, axis) != 1 for axis in range(2, rank))
+    stride, padding = argument(node, 3, 1, "stride"), argument(node, 4, 0, "padding")
+    is_general = node.target is _aten.convolution.default
+    is_transposed = is_general and bool(argument(node, 6, False, "transposed"))
+    moves = _listed(stride) != {1} or _listed(padding) != {0}
+    return rank_of(source) == rank and not (is_wide or moves or is_transposed)
+
+
+def _listed(number: Any) -> set[Any]:
+    return set(number) if isinstance(number, (list, tuple)) else {number}
 
 
 def _attention(node: fx.Node, place: Place) -> tuple[Read, ...] | None:

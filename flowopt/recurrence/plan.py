@@ -1,6 +1,6 @@
 """Decide how each operator of a causal model computes one token."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +19,13 @@ _aten = torch.ops.aten
 _ARANGES: Final = {_aten.arange.default, _aten.arange.start, _aten.arange.start_step}
 _FACTORIES: Final = {_aten.full.default, _aten.zeros.default, _aten.ones.default}
 _PADS: Final = {_aten.constant_pad_nd.default, _aten.pad.default}
+_PRODUCTS: Final = {_aten.matmul.default, _aten.bmm.default, _aten.mm.default}
+_CONVOLUTIONS: Final = {_aten.convolution.default, _aten.conv1d.default}
+# What they work along is said by their second argument.
+_ALONG_AXES: Final = {
+    *(_aten.flip.default, _aten.cumsum.default, _aten.cumprod.default, _aten.logcumsumexp.default),
+    *(_aten.softmax.int, _aten._softmax.default, _aten.log_softmax.int, _aten._log_softmax.default),
+}
 _ATTENTION: Final = _aten.scaled_dot_product_attention.default
 
 
@@ -81,7 +88,8 @@ def planned_steps(program: Program, dim: Dim) -> tuple[PlannedStep, ...]:
     Raises:
         UserError: an output without tokens, or an operator that needs more of other tokens than a sum can carry.
     """
-    wanted, spaces = dict(_outputs(program, dim)), state_spaces(program)
+    wanted = dict(_outputs(program, dim))
+    spaces, no_spaces = state_spaces(program)
     steps: list[PlannedStep] = []
     for node in reversed(list(program.graph.nodes)):
         if node not in wanted:
@@ -91,13 +99,24 @@ def planned_steps(program: Program, dim: Dim) -> tuple[PlannedStep, ...]:
         if space is not None and place == Place(space.axis):
             step = PlannedStep(node, place, space, (((0,), space.source, place),))
         else:
-            step = _planned(program, node, place, dim)
+            step = _planned(program, node, place, dim, no_spaces.get(node))
         steps.append(step)
         for _, source, at in step.reads:
             if wanted.setdefault(source, at) != at:
                 raise _refused(source, f"it is read with its tokens on axis {at.axis}, and on {wanted[source].axis}")
-        _require_no_other_tokens(step, dim)
-    return tuple(reversed(steps))
+        _require_no_other_tokens(step, dim, no_spaces)
+    return (*_unread_tokens(program, dim, wanted), *reversed(steps))
+
+
+def _unread_tokens(program: Program, dim: Dim, wanted: Container[fx.Node]) -> Iterator[PlannedStep]:
+    """Inputs that a caller gives token by token too, though no output needs them."""
+    for node in program.graph.find_nodes(op="placeholder"):
+        if node in wanted or not _is_the_length(node, dim):
+            continue
+        axes = [axis for axis, size in enumerate(sizes_as_text(node)) if size == dim.symbol]
+        if len(axes) != 1:
+            raise _refused(node, f"it is an input with {len(axes)} axes of {dim.name!r}: no token of it could be given")
+        yield PlannedStep(node, Place(axes[0]), Token(), ())
 
 
 def _outputs(program: Program, dim: Dim) -> Iterator[tuple[fx.Node, Place]]:
@@ -113,7 +132,7 @@ def _outputs(program: Program, dim: Dim) -> Iterator[tuple[fx.Node, Place]]:
         yield node, Place(axes[0])
 
 
-def _planned(program: Program, node: fx.Node, place: Place, dim: Dim) -> PlannedStep:
+def _planned(program: Program, node: fx.Node, place: Place, dim: Dim, no_space: str | None) -> PlannedStep:
     if node.op == "placeholder":
         return PlannedStep(node, place, Token(), ())
     special = _special(program, node, place, dim) if place.stands_alone else None
@@ -122,7 +141,7 @@ def _planned(program: Program, node: fx.Node, place: Place, dim: Dim) -> Planned
         return PlannedStep(node, place, how, tuple(((at,), source, to) for at, (source, to) in enumerate(sources)))
     found = row_wise(node, place, Rows(_length(program, dim), 1)) if node.op == "call_function" else None
     if found is None:
-        raise _refused(node, _why(node))
+        raise _refused(node, no_space or _why(node, place))
     return PlannedStep(node, place, found, tuple((r.path, r.source, r.place) for r in found.reads))
 
 
@@ -190,7 +209,7 @@ def _delay(node: fx.Node, source: fx.Node, place: Place) -> tuple[How, tuple[tup
     return (Delay(front), ((source, place),)) if is_shift else None
 
 
-def _require_no_other_tokens(step: PlannedStep, dim: Dim) -> None:
+def _require_no_other_tokens(step: PlannedStep, dim: Dim, no_spaces: Mapping[fx.Node, str]) -> None:
     """What is not read token by token must be the same for all of them, and must not know how many there are."""
     others: list[fx.Node] = []
     if isinstance(step.how, Lookup):
@@ -209,6 +228,8 @@ def _require_no_other_tokens(step: PlannedStep, dim: Dim) -> None:
         return
     for other in others:
         if _knows_tokens(other, dim):
+            if other in no_spaces:
+                raise _refused(other, no_spaces[other])
             raise _refused(step.node, f"it reads {other.name}, which depends on all tokens or on how many there are")
 
 
@@ -229,17 +250,23 @@ def _knows_tokens(node: fx.Node, dim: Dim) -> bool:
 
 def _is_the_length(node: fx.Node, dim: Dim) -> bool:
     value = node.meta.get("val")
-    if isinstance(value, torch.SymInt):
-        return dim.symbol in {str(s) for s in value.node.expr.free_symbols}
-    return recorded_tensor(node) is not None and dim.symbol in sizes_as_text(node)
+    tensor = recorded_tensor(node)
+    sizes = [value] if isinstance(value, torch.SymInt) else [] if tensor is None else tensor.shape
+    free = (s for size in sizes if isinstance(size, torch.SymInt) for s in size.node.expr.free_symbols)
+    return dim.symbol in map(str, free)
 
 
-def _why(node: fx.Node) -> str:
+def _why(node: fx.Node, place: Place) -> str:
     if node.target is _ATTENTION:
         return "softmax attention needs all tokens before it, and no sum carries them"
     if node.op != "call_function":
         return "it is stored for a fixed number of tokens"
-    return "it mixes tokens in a way that is no running sum"
+    named = axes_of(argument(node, 1, None), rank_of(node)) if node.target in _ALONG_AXES else []
+    kernel = sizes_as_text(node.args[1])[2:] if node.target in _CONVOLUTIONS else ()
+    is_mixing = node.target in _PRODUCTS or place.axis in named or any(size != "1" for size in kernel)
+    if is_mixing:
+        return "it mixes tokens in a way that is no running sum"
+    return "it is not known to work on tokens one by one"
 
 
 def _refused(node: fx.Node, why: str) -> UserError:

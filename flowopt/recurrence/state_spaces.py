@@ -30,18 +30,20 @@ class StateSpace:
     skip: Tensor | None
 
 
-def state_spaces(program: Program) -> Mapping[fx.Node, StateSpace]:
-    """Every state space, by the node whose value is its output.
+def state_spaces(program: Program) -> tuple[Mapping[fx.Node, StateSpace], Mapping[fx.Node, str]]:
+    """Every state space, by the node whose value is its output; and why other convolutions are none, by inverse.
 
     Those alone whose kernel is a sum of powers for any length: what ``fold-ssm-kernel`` runs in chunks. Neither taps
     nor tables are stored, so that a sequence needs no longest.
     """
     rewrite = FoldSsmKernel()
     found: dict[fx.Node, StateSpace] = {}
+    others: dict[fx.Node, str] = {}
     for node in rewrite.sites(program):
         try:
             convolution, powers = rewrite.state_space(Site(program, node))
-        except RefusedError:
+        except RefusedError as error:
+            others[node] = f"it is no state space that fold-ssm-kernel knows: {error.refusal.message}"
             continue
         system = diagonal_system(powers, lambda name: raised_tensor(program.tensors[name]))
         if system is None:
@@ -50,4 +52,4 @@ def state_spaces(program: Program) -> Mapping[fx.Node, StateSpace]:
         if convolution.skip is not None:
             skip = program.constant(convolution.skip).reshape(-1).expand(len(system.poles))
         found[convolution.result] = StateSpace(convolution.x, convolution.axis, system, skip)
-    return found
+    return found, others

@@ -7,7 +7,9 @@ from typing import Any
 from flowopt.errors import MalformedModel
 from flowopt.report.adaptation import SWAPPED
 from flowopt.report.json_value import JsonValue
+from flowopt.report.recurrence import Recurrence
 from flowopt.report.report import SCHEMA_VERSION
+from flowopt.report.stored_recurrence import stored_recurrence
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,19 @@ class StoredAdaptation:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredStep:
+    """Of a model that was lowered as a step.
+
+    Attributes:
+        recurrence: without its verdict.
+        figures: of the step, token by token, against the model on whole sequences; none where it was not verified.
+    """
+
+    recurrence: Recurrence
+    figures: tuple[StoredFigure, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StoredReport:
     """A report of this version of the schema; attributes as in ``Report``.
 
@@ -109,6 +124,7 @@ class StoredReport:
         runtime_level: optimisation level that the artifact runs at; empty where there is none.
         loop: of a folded sampler; None for other models.
         adaptation: of an adapted model; None for one that is its original's function.
+        step: of a model that was lowered as a step; None for one of whole sequences.
     """
 
     outcome: str
@@ -126,6 +142,7 @@ class StoredReport:
     versions: Mapping[str, str]
     loop: StoredLoop | None = None
     adaptation: StoredAdaptation | None = None
+    step: StoredStep | None = None
 
 
 def stored_report(value: object, *, what: str) -> StoredReport:
@@ -166,7 +183,16 @@ def stored_report(value: object, *, what: str) -> StoredReport:
         versions={name: root["versions"][name].text() for name in root["versions"].mapping()},
         loop=None if root["loop"].value is None else _loop(root["loop"]),
         adaptation=None if root["adaptation"].value is None else _adaptation(root["adaptation"]),
+        step=_step(root, what),
     )
+
+
+def _step(root: JsonValue, what: str) -> StoredStep | None:
+    recurrence = stored_recurrence(root.value, what=what)
+    if recurrence is None:
+        return None
+    verdict = root["recurrence"]["verdict"]
+    return StoredStep(recurrence, () if verdict.value is None else _figures(verdict))
 
 
 def _loop(one: JsonValue) -> StoredLoop:
@@ -209,7 +235,10 @@ def _pass(one: JsonValue) -> StoredPass:
 
 def _verdict(one: JsonValue) -> StoredVerdict:
     verdict = one["verdict"]
-    figures = (
+    return StoredVerdict(one["level"].text(), verdict["outcome"].text(), _figures(verdict))
+
+
+def _figures(verdict: JsonValue) -> tuple[StoredFigure, ...]:
+    return tuple(
         StoredFigure(f["output"].text(), f["case"].text(), f["ratio"].number()) for f in verdict["figures"].items()
     )
-    return StoredVerdict(one["level"].text(), verdict["outcome"].text(), tuple(figures))

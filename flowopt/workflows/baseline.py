@@ -1,6 +1,6 @@
 """An earlier report as the least that a run has to reach."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, final
 
@@ -8,9 +8,10 @@ from flowopt.errors import MalformedModel, ModelNotFound, RequirementNotMet, Use
 from flowopt.formats.bounded_json import parse_json
 from flowopt.formats.limits import MEBIBYTE, Limits
 from flowopt.pipeline.text import CANONICALIZE
-from flowopt.program.interface import Interface
+from flowopt.program.interface import Interface, TensorSpec
 from flowopt.program.program import Program
 from flowopt.report.baseline import grown_errors, regressions
+from flowopt.report.recurrence import Recurrence
 from flowopt.report.report import Report
 from flowopt.report.stored import StoredFigure, StoredReport, StoredVerdict, stored_report
 from flowopt.report.to_json import plain
@@ -51,12 +52,18 @@ class Baseline:
     def require_model(self, program: Program) -> None:
         """Refuse a baseline of another model: of one with other inputs, outputs or free dimensions.
 
+        That of a step is of the model that the step was made of, whatever it carries.
+
         Raises:
             UserError: it is.
             MalformedModel: what it says of them is not what flowopt writes.
         """
         try:
-            _require_same(self.path, parsed_interface(self.report.interface), program.interface)
+            before, now = parsed_interface(self.report.interface), program.interface
+            if self.report.step is not None:
+                before = _without_states(before, self.report.step.recurrence)
+                now = _of_one_token(now, self.report.step.recurrence)
+            _require_same(self.path, before, now)
         except MalformedModel as error:
             error.add_note(f"the baseline {self.path}")
             raise
@@ -71,6 +78,19 @@ class Baseline:
             raise UserError(
                 f"the baseline {self.path} is for target {self.report.target}, this run for {target}",
                 hint=f"give a report of an earlier run with --target {target}",
+            )
+
+    def require_form(self, form: str) -> None:
+        """Refuse a baseline of a step for whole sequences, and the other way around.
+
+        Raises:
+            UserError: it is.
+        """
+        of = "parallel" if self.report.step is None else "recurrent"
+        if of != form:
+            raise UserError(
+                f"the baseline {self.path} is of a run with --form {of}, this one has --form {form}",
+                hint=f"give a report of an earlier run with --form {form}",
             )
 
     def require_verified(self) -> None:
@@ -104,14 +124,18 @@ class Baseline:
         """
         before = self._verdict()
         now = [StoredFigure(one.output, one.case, one.ratio) for one in verdict.figures]
-        cases = {figure.case for figure in before.figures}
+        figures = before.figures
+        if self.report.step is not None:
+            # The file was compared token by token; its errors on whole sequences are those of the step as well.
+            figures = _largest((*figures, *self.report.step.figures))
+        cases = {figure.case for figure in figures}
         if not any(figure.case in cases for figure in now):
             raise UserError(
                 f"the baseline {self.path} has no case that this run has",
                 why=f"it has {', '.join(sorted(cases))}",
                 hint="give a report of a run of flowopt optimize with the same --level",
             )
-        self._require_nothing(grown_errors(before.figures, now))
+        self._require_nothing(grown_errors(figures, now))
 
     def _verdict(self) -> StoredVerdict:
         of_level = [one for one in self.report.lowered if one.level == self.report.runtime_level]
@@ -141,6 +165,11 @@ def opened_baseline(baseline: str | Path | Baseline, program: Program) -> Baseli
     return least
 
 
+def _largest(figures: tuple[StoredFigure, ...]) -> tuple[StoredFigure, ...]:
+    """Of each output in each case the largest; last, so that it counts."""
+    return tuple(sorted(figures, key=lambda figure: figure.ratio))
+
+
 def _content(path: Path) -> bytes:
     if path.is_dir():
         raise UserError(f"the baseline {path} is a folder", hint=f"give the report in it: {path / 'report.json'}")
@@ -156,6 +185,23 @@ def _content(path: Path) -> bytes:
             f"the baseline {path} has more than {_LIMITS.json:,} bytes", hint="a report has a few MiB: check the path"
         )
     return raw
+
+
+def _without_states(step: Interface, recurrence: Recurrence) -> Interface:
+    carried = {name for state in recurrence.states for name in (state.input, state.output)}
+    inputs, outputs = (tuple(t for t in of if t.name not in carried) for of in (step.inputs, step.outputs))
+    return replace(step, inputs=inputs, outputs=outputs)
+
+
+def _of_one_token(whole: Interface, recurrence: Recurrence) -> Interface:
+    def one(spec: TensorSpec) -> TensorSpec:
+        axis = recurrence.token_axes.get(spec.name)
+        if axis is None or axis >= len(spec.shape) or spec.shape[axis] != recurrence.sequence:
+            return spec
+        return replace(spec, shape=(*spec.shape[:axis], 1, *spec.shape[axis + 1 :]))
+
+    dims = {name: limits for name, limits in whole.dims.items() if name != recurrence.sequence}
+    return replace(whole, inputs=tuple(map(one, whole.inputs)), outputs=tuple(map(one, whole.outputs)), dims=dims)
 
 
 def _require_same(path: Path, before: Interface, now: Interface) -> None:

@@ -71,7 +71,7 @@ def bench(
         on_progress: gets one line per step.
 
     Raises:
-        UserError: no artifact, competitors without a reference, an unknown dimension.
+        UserError: no artifact, competitors without a reference, an unknown dimension, a step beside whole sequences.
         ModelNotFound, MalformedModel: an artifact.
         MissingDependency: a competitor, or the artifact's runtime, is not installed.
         Inconclusive: the first artifact does not run at these sizes.
@@ -83,6 +83,7 @@ def bench(
     if wanted and reference is None:
         raise UserError(f"--vs {', '.join(vs)} needs the model itself", hint="give it with --reference MODEL")
     opened = [_opened(path, trust) for path in artifacts]
+    _require_alike(artifacts, opened, reference)
     cells = [_checked(at, opened[0].dims) for at in sizes] or [_usual(opened[0].dims)]
     used = threads or _processors()
     labels = list(names) or [Path(path).resolve().name.removesuffix(".flowopt") for path in artifacts]
@@ -142,6 +143,21 @@ def _opened(path: str | Path, trust: Trust) -> Artifact:
     if artifact.model_path.suffix == ".onnx" and find_spec("onnxruntime") is None:
         raise MissingDependency(f"{path} runs in onnxruntime", hint='pip install "flowopt[bench,cpu]"')
     return artifact
+
+
+def _require_alike(paths: Sequence[str | Path], opened: Sequence[Artifact], reference: Program | None) -> None:
+    """All contenders get the same inputs: one token, or whole sequences."""
+    steps = [path for path, artifact in zip(paths, opened, strict=True) if artifact.recurrence is not None]
+    if steps and reference is not None:
+        raise UserError(
+            f"{steps[0]} is a step, which takes one token, and the reference takes whole sequences",
+            hint=f"flowopt bench {steps[0]} measures the step alone",
+        )
+    if steps and len(steps) < len(opened):
+        raise UserError(
+            f"{steps[0]} is a step, which takes one token, and other artifacts take whole sequences",
+            hint=f"flowopt bench {' '.join(map(str, steps))} measures steps alone",
+        )
 
 
 def _own_names(labels: Sequence[str]) -> list[str]:

@@ -132,13 +132,22 @@ def optimize(
     least = None if baseline is None else opened_baseline(baseline, program)
     if least is not None:
         least.require_target(wanted_target.name)
+        least.require_form(form)
     choices = Tuned.load(tuned) if isinstance(tuned, (str, Path)) else tuned
     if choices is not None:
         choices.require_for(program, target)
         pipeline = pipeline.following(choices)
     recurrence = None
     if form == "recurrent":
-        made = recurrent(program, sequence=sequence, verify=verify != "off", seed=seed, on_progress=on_progress)
+        made = recurrent(
+            program,
+            sequence=sequence,
+            verify=verify != "off",
+            seed=seed,
+            level=level,
+            case_budget=case_budget,
+            on_progress=on_progress,
+        )
         program, recurrence = made.program, made.recurrence
     checks = Checks(verify, seed, level, case_budget, on_progress)
     evidence, run = rewritten(program, pipeline, checks)

@@ -16,7 +16,9 @@ distances. On ONNX Runtime (one CPU core, 64 channels of 32 pairs of states, bat
     4096    315     37      3.7
 
 So ``form`` auto is ``chunked`` for sums of powers above 64 steps, and ``conv`` for all others. What is free of the
-transforms holds for a free length up to its largest, since a kernel of powers begins as any longer one does.
+transforms holds for a free length up to its largest, since a kernel of powers begins as any longer one does. A kernel
+counts as one only after the graph's own was evaluated in float64 as long as it can be (where that takes more than a
+quarter of a gigabyte, at 4096 steps or more): one that is cut off, repeated or clamped differs far away alone.
 
 Numerical effect: EXACT. Kernel, poles and tables are computed in float64 and rounded once, where the model computes the
 phase of every tap in its own dtype: that is the larger error by far. A NaN or an infinity spreads over all steps of its

@@ -81,5 +81,11 @@ def on_tokens(body: Callable[[Tensor], Tensor]) -> Program:
     )
 
 
+def unbounded(body: nn.Module) -> Program:
+    """Captured with a free length that has no largest."""
+    dynamic = {"x": {0: "batch", 1: "sequence"}}
+    return capture(body.eval(), (torch.randn(3, 9, 8),), dynamic=dynamic)
+
+
 def canonical(program: Program) -> Program:
     return run_passes(program, [CanonicalizeAten()]).program

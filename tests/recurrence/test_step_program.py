@@ -9,147 +9,18 @@ from torch import Tensor, nn
 from flowopt.errors import UserError
 from flowopt.ops.ssm.s4d import S4D
 from flowopt.program.capture import capture
-from flowopt.program.program import Program
 from flowopt.recurrence.step_program import StepProgram, step_program
 from flowopt.runtime.stream import Stream
-from tests.recurrence.causal_models import VOCABULARY, Decoder, OnTokens, canonical, decoder, of_ids, on_tokens
+from tests.recurrence.causal_models import VOCABULARY, canonical, decoder, on_tokens, unbounded
+from tests.recurrence.step_difference import EXACT, difference
 
 F = nn.functional
-EXACT = 1e-10
-
-
-def difference(program: Program, batch: int, length: int) -> float:
-    """Largest difference in float64 between the step, token by token, and the model."""
-    made = step_program(program, "sequence")
-    generator = torch.Generator().manual_seed(length)
-    (name,) = (i.name for i in program.inputs)
-    if name == "ids":
-        given = torch.randint(0, VOCABULARY, (batch, length), generator=generator)
-    else:
-        given = torch.randn(batch, length, 8, generator=generator, dtype=torch.float64)
-    whole = program.raised_copy()
-    step = step_program(whole, "sequence").program
-    wanted = whole.run_named({name: given})
-    stream = Stream(step.run_named, made.recurrence, {"batch": batch}, dtype=torch.float64)
-    found = stream.run(**{name: given})
-    return max(float((found[key] - wanted[key]).abs().max()) for key in wanted)
 
 
 @pytest.mark.parametrize("length", [1, 7])
 @pytest.mark.parametrize("name", ["elu", "favor", "cosformer", "hedgehog", "t2r", "flow", "mean"])
 def test_linear_attention_goes_token_by_token(name: str, length: int) -> None:
     assert difference(decoder(name), 2, length) <= EXACT
-
-
-def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    at = torch.arange(q.shape[2])
-    visible = at[:, None] >= at
-    return torch.where(visible, q @ k.transpose(-1, -2), 0.0) @ v
-
-
-def multiplied(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    triangle = torch.ones(q.shape[2], q.shape[2]).tril().to(q.dtype)
-    return (0.5 * (q @ k.transpose(-1, -2)) * triangle / 3.0) @ v
-
-
-def normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    scores = (F.elu(q) + 1) @ (F.elu(k) + 1).transpose(-1, -2)
-    weights = scores.tril()
-    return weights @ v / weights.sum(-1, keepdim=True)
-
-
-@pytest.mark.parametrize("attend", [masked, multiplied, normalised])
-def test_products_that_are_written_out_in_other_ways(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    assert difference(of_ids(Decoder(attend)), 2, 11) <= EXACT
-
-
-class Stored(nn.Module):
-    triangle: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("triangle", torch.ones(80, 80).tril())
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        tokens = q.shape[2]
-        return (q @ k.transpose(-1, -2) * self.triangle[:tokens, :tokens]) @ v
-
-
-def test_a_stored_triangle_is_one_at_its_full_length() -> None:
-    assert difference(of_ids(Decoder(Stored())), 2, 11) <= EXACT
-
-
-def within(width: int) -> Callable[[Tensor], Tensor]:
-    def attended(x: Tensor) -> Tensor:
-        at = torch.arange(x.shape[1])
-        apart = at[:, None] - at
-        return torch.where((apart >= 0) & (apart < width), x @ x.transpose(-1, -2), 0.0) @ x
-
-    return attended
-
-
-def causal(x: Tensor) -> Tensor:
-    return (x @ x.transpose(-1, -2)).tril() @ x
-
-
-def masked_tokens(x: Tensor) -> Tensor:
-    at = torch.arange(x.shape[1])
-    return torch.where(at[:, None] >= at, x @ x.transpose(-1, -2), 0.0) @ x
-
-
-@pytest.mark.parametrize("width", [4000, 5000])
-def test_refuses_windows_of_a_length_without_a_largest(width: int) -> None:
-    with pytest.raises(UserError, match="cannot go token by token"):
-        step_program(unbounded(within(width)), "sequence")
-
-
-@pytest.mark.parametrize("body", [causal, masked_tokens])
-def test_a_length_needs_no_largest(body: Callable[[Tensor], Tensor]) -> None:
-    assert step_program(unbounded(body), "sequence").recurrence.states
-
-
-def unbounded(body: Callable[[Tensor], Tensor]) -> Program:
-    given = (torch.randn(2, 9, 8),)
-    return canonical(capture(OnTokens(body).eval(), given, dynamic={"x": {1: "sequence"}}))
-
-
-class Raised(nn.Module):
-    """Scores in float32 in a model of half precision."""
-
-    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.packed = nn.Linear(8, 24)
-        self.attend = attend
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.packed(x).chunk(3, -1)
-        return self.attend(q, k, v)
-
-
-def in_float32(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q @ k.transpose(-1, -2)).float().tril() @ v.float()
-
-
-def in_float32_and_back(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q @ k.transpose(-1, -2)).float().tril().to(v.dtype) @ v
-
-
-def weights_in_float32(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q @ k.transpose(-1, -2)).tril().sum(-1, keepdim=True, dtype=torch.float32) * v
-
-
-@pytest.mark.parametrize("attend", [in_float32, in_float32_and_back, weights_in_float32])
-def test_casts_inside_a_sum_are_kept(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    given = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(5)).half()
-    program = canonical(
-        capture(Raised(attend).half().eval(), (given,), dynamic={"x": {1: "sequence"}}, dims={"sequence": (1, 64)})
-    )
-    made = step_program(program, "sequence")
-    found = Stream(made.program.run_named, made.recurrence, {}).run(x=given)
-    expected = program.run_named({"x": given})
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-2)
-    assert {state.dtype for state in made.recurrence.states} == {"float32"}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -187,6 +58,23 @@ def every_other(x: Tensor) -> Tensor:
 
 def counted(x: Tensor) -> Tensor:
     return x.cumsum(1) / torch.ones(x.shape[0], x.shape[1], 1, dtype=x.dtype).cumsum(1)
+
+
+class Ignoring(nn.Module):
+    """Of its second input no value is read, nor of its third, whose size is."""
+
+    def forward(self, x: Tensor, mask: Tensor, like: Tensor) -> Tensor:
+        return x.cumsum(1) + torch.arange(like.shape[1])[:, None]
+
+
+def test_inputs_that_nobody_reads_are_given_token_by_token_too() -> None:
+    given = {"x": torch.randn(2, 9, 8), "mask": torch.ones(2, 9), "like": torch.ones(2, 9)}
+    free = {name: {1: "sequence"} for name in given}
+    program = capture(Ignoring().eval(), tuple(given.values()), dynamic=free, dims={"sequence": (1, 64)})
+    made = step_program(program, "sequence")
+    assert made.recurrence.token_axes == {"x": 1, "mask": 1, "like": 1, "output": 1}
+    found = Stream(made.program.run_named, made.recurrence, {}).run(**given)
+    torch.testing.assert_close(found["output"], program.run_named(given)["output"])
 
 
 @pytest.mark.parametrize("body", [running, shifted, delayed, every_other, counted, torch.tanh])
@@ -228,11 +116,6 @@ def test_state_spaces_carry_their_states_in_real_numbers(length: int) -> None:
     assert difference(program, 2, length) <= EXACT
     shapes = [state.shape for state in step_program(program, "sequence").recurrence.states]
     assert shapes == [("batch", 8, 8), ("batch", 8, 8)]
-
-
-def unbounded(body: nn.Module) -> Program:
-    dynamic = {"x": {0: "batch", 1: "sequence"}}
-    return capture(body.eval(), (torch.randn(3, 9, 8),), dynamic=dynamic)
 
 
 def test_a_state_space_needs_no_longest_sequence() -> None:
@@ -297,108 +180,6 @@ def test_the_model_stays_as_it_was() -> None:
     assert [n.format_node() for n in program.graph.nodes] == before
     assert [str(n.meta.get("val")) for n in program.graph.nodes] == shapes
     assert [d.name for d in program.dims] == ["batch", "sequence"]
-
-
-def softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-def to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q @ k.transpose(-1, -2)) @ v
-
-
-def strictly_before(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q @ k.transpose(-1, -2)).tril(-1) @ v
-
-
-def ahead(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return ((q @ k.transpose(-1, -2)) * torch.ones(q.shape[2], q.shape[2]).triu()) @ v
-
-
-def windowed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    at = torch.arange(q.shape[2])
-    apart = at[:, None] - at
-    return torch.where((apart >= 0) & (apart < 16), q @ k.transpose(-1, -2), 0.0) @ v
-
-
-class Banded(nn.Module):
-    band: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("band", torch.ones(80, 80).tril().triu(-15))
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        tokens = q.shape[2]
-        return (q @ k.transpose(-1, -2) * self.band[:tokens, :tokens]) @ v
-
-
-def without_features(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q @ k.transpose(-1, -2)).to(torch.int64).tril().to(q.dtype) @ v
-
-
-@pytest.mark.parametrize("attend", [softmax, to_all, strictly_before, ahead, windowed, Banded(), without_features])
-def test_refuses_attention_that_no_sum_carries(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    with pytest.raises(UserError, match="cannot go token by token"):
-        step_program(of_ids(Decoder(attend)), "sequence")
-
-
-def of_the_length(x: Tensor) -> Tensor:
-    return x / x.shape[1]
-
-
-def centred(x: Tensor) -> Tensor:
-    return x - x.mean(1, keepdim=True)
-
-
-def reversed_sum(x: Tensor) -> Tensor:
-    return x.flip(1).cumsum(1)
-
-
-def of_what_follows(x: Tensor) -> Tensor:
-    return F.pad(x, (0, 0, -1, 1))
-
-
-def filled_with_the_length(x: Tensor) -> Tensor:
-    return x + torch.full((1, x.shape[1], 1), 1.0 / x.shape[1])
-
-
-def filled_for_pairs(x: Tensor) -> Tensor:
-    return x + torch.ones(x.shape[1], x.shape[1]).sum(1)[:, None]
-
-
-def spread_over_pairs(x: Tensor) -> Tensor:
-    return x + x[..., :1].expand(-1, -1, x.shape[1]).sum(-1, keepdim=True)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        *(of_the_length, centred, reversed_sum, of_what_follows),
-        *(filled_with_the_length, filled_for_pairs, spread_over_pairs),
-    ],
-)
-def test_refuses_what_knows_of_other_tokens(body: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(UserError, match="cannot go token by token"):
-        step_program(on_tokens(body), "sequence")
-
-
-def test_the_refusal_of_softmax_says_why_and_where() -> None:
-    with pytest.raises(UserError) as caught:
-        step_program(of_ids(Decoder(softmax)), "sequence")
-    assert "softmax attention" in caught.value.message
-    assert "causal_models.py" in caught.value.why
-
-
-def test_refuses_an_output_of_the_whole_sequence() -> None:
-    one = capture(Pooled().eval(), (torch.randn(3, 9, 8),), dynamic={"x": {1: "sequence"}}, dims={"sequence": (1, 64)})
-    with pytest.raises(UserError, match="0 axes of 'sequence'"):
-        step_program(one, "sequence")
-
-
-class Pooled(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(1)
 
 
 def test_refuses_a_dimension_that_is_not_free() -> None:

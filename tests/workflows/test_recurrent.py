@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 import flowopt
+from flowopt.cli.parsing import parse_dynamic
 from flowopt.errors import UserError
 from flowopt.recurrence.step_program import StepProgram, step_program
 from flowopt.report.verdict import Outcome
 from flowopt.runtime.artifact import Artifact
+from flowopt.verification.levels import LEVELS
 from flowopt.workflows import recurrent as module
 from flowopt.workflows.optimize import OptimizeResult, optimize
 from flowopt.workflows.recurrent import recurrent
@@ -189,7 +191,7 @@ def summed(x: Tensor) -> Tensor:
 
 def test_a_step_that_forgets_is_different_and_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "step_program", forgetful)
-    made = optimize(on_tokens(summed), form="recurrent", folder=tmp_path / "out")
+    made = optimize(on_tokens(summed), form="recurrent", sequence="sequence", folder=tmp_path / "out")
     assert made.verdict.outcome is Outcome.DIFFERENT
     assert made.artifact is None
     assert not (tmp_path / "out").exists()
@@ -213,11 +215,15 @@ def test_values_that_are_not_numbers_ahead_are_not_seen_behind_a_transform() -> 
     program = flowopt.capture(layer(), (inputs(12),), dynamic=free, dims={"length": (1, 50)})
     verdict = recurrent(program).recurrence.verdict
     assert verdict is not None and verdict.outcome is Outcome.EQUIVALENT
+    assert any(note.startswith("special") and "is not judged where" in note for note in verdict.notes)
 
 
 def test_a_model_that_carries_nothing_is_no_step() -> None:
-    with pytest.raises(UserError, match="carries nothing from token to token"):
+    with pytest.raises(UserError, match="carries nothing from token to token") as caught:
         recurrent(on_tokens(torch.tanh), verify=False)
+    assert caught.value.hint is not None
+    _, given = caught.value.hint.split(": ", 1)
+    assert parse_dynamic(given.split()[1::2]).dynamic == {"ids": {0: "batch", 1: "sequence"}}
 
 
 def test_what_keeps_a_model_from_being_a_step_is_named() -> None:
@@ -227,6 +233,93 @@ def test_what_keeps_a_model_from_being_a_step_is_named() -> None:
 
 def backwards(x: Tensor) -> Tensor:
     return x.flip(1).cumsum(1)
+
+
+def test_each_dimension_that_was_tried_is_named_with_its_reason() -> None:
+    with pytest.raises(UserError) as caught:
+        recurrent(on_tokens(backwards), verify=False)
+    assert "along batch: nothing is carried along it" in caught.value.message
+    assert "along sequence: flip" in caught.value.message
+
+
+def test_why_a_convolution_is_no_state_space_is_told() -> None:
+    def filtered(x: Tensor) -> Tensor:
+        length = x.shape[1]
+        taps = torch.cos(torch.arange(length, dtype=x.dtype) ** 2)
+        spectrum = torch.fft.rfft(x.transpose(1, 2), n=2 * length) * torch.fft.rfft(taps.expand(8, -1), n=2 * length)
+        return torch.fft.irfft(spectrum, n=2 * length)[..., :length].transpose(1, 2)
+
+    with pytest.raises(UserError, match="no state space that fold-ssm-kernel knows: .* no sum of powers"):
+        recurrent(on_tokens(filtered), sequence="sequence", verify=False)
+
+
+def test_the_proof_sees_what_happens_far_apart() -> None:
+    verdict = recurrent(on_tokens(summed)).recurrence.verdict
+    assert verdict is not None
+    assert "many-tokens[batch=1,sequence=64]" in verdict.cases
+
+
+def late(program: object, sequence: str) -> StepProgram:
+    """A step that forgets what it carries at its fiftieth token."""
+    made = step_program(program, sequence)  # type: ignore[arg-type]  # a program
+    (output,) = made.program.graph.find_nodes(op="output")
+    found, *states = output.args[0]
+    at = next(place for place, state in enumerate(states) if state.meta["val"].dtype is torch.int64)
+    kept = next(place for place in range(len(states)) if place != at)
+    with made.program.graph.inserting_before(output):
+        early = made.program.graph.call_function(torch.ops.aten.lt.Scalar, (states[at], 50))
+        early.meta = {"val": states[at].meta["val"].to(torch.bool)}
+        left = made.program.graph.call_function(torch.ops.aten.mul.Tensor, (states[kept], early))
+    left.meta = dict(states[kept].meta)
+    states[kept] = left
+    output.args = ((found, *states),)
+    return made
+
+
+def averaged(x: Tensor) -> Tensor:
+    return x.cumsum(1) / torch.arange(1, x.shape[1] + 1, dtype=x.dtype)[:, None]
+
+
+def test_a_step_that_forgets_late_is_different(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "step_program", late)
+    verdict = recurrent(on_tokens(averaged), sequence="sequence").recurrence.verdict
+    assert verdict is not None and verdict.outcome is Outcome.DIFFERENT
+
+
+@pytest.mark.slow
+def test_the_proof_follows_the_level() -> None:
+    quick, full = (recurrent(on_tokens(summed), level=level).recurrence.verdict for level in LEVELS)
+    assert quick is not None and full is not None
+    assert full.level == "full" and full.outcome is Outcome.EQUIVALENT
+    assert len(full.cases) > len(quick.cases)
+
+
+def test_the_proof_follows_the_budget() -> None:
+    verdict = recurrent(on_tokens(summed), case_budget=1e-12).recurrence.verdict
+    assert verdict is not None and verdict.outcome is Outcome.INCONCLUSIVE
+    assert any("--case-budget" in note for note in verdict.notes)
+
+
+def finite(program: object, sequence: str) -> StepProgram:
+    """A step whose output holds no infinity."""
+    made = step_program(program, sequence)  # type: ignore[arg-type]  # a program
+    (output,) = made.program.graph.find_nodes(op="output")
+    found, *states = output.args[0]
+    with made.program.graph.inserting_before(output):
+        clean = made.program.graph.call_function(torch.ops.aten.nan_to_num.default, (found,))
+    clean.meta = dict(found.meta)
+    output.args = ((clean, *states),)
+    return made
+
+
+def endless(x: Tensor) -> Tensor:
+    return x.cumsum(1) / 0.0
+
+
+def test_a_step_that_swallows_infinities_of_its_own_is_different(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "step_program", finite)
+    verdict = recurrent(on_tokens(endless)).recurrence.verdict
+    assert verdict is not None and verdict.outcome is Outcome.DIFFERENT
 
 
 def test_a_sequence_belongs_to_a_step(tmp_path: Path) -> None:

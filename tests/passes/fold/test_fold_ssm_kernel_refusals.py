@@ -79,7 +79,7 @@ CHANGED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cut": lambda K, at: K * (at < 64),
     "cut-late": lambda K, at: K * (at < 170),
     "dropped": lambda K, at: torch.where(K.abs() > 1e-3, K, 0.0),
-    "clamped": lambda K, at: K.clamp(-0.5, 0.5),
+    "clamped": lambda K, at: K.clamp(-50, 50),
 }  # fmt: skip
 COUNTED: dict[str, Callable[[Tensor], Tensor]] = {
     "wrapped": lambda at: at % 128,
