@@ -183,21 +183,21 @@ def adapt(
     if trains and not dry_run:
         require_recovery(plan, program, opened, outputs=counted, calibration=calibration, seed=seed)
     require_apart(plan.checkpoint, path)
-    if trains:
-        require_original(
-            program,
-            opened,
-            plan,
-            outputs=counted,
-            calibration=calibration,
-            dry_run=dry_run,
-            on_progress=on_progress,
-        )
     with process_group(torch.device("cpu")):
         if not dry_run and rank() == 0:
             # What cannot be written at the end is told at the beginning; leaving it leaves no trace.
             with Staging(path):
                 pass
+        if trains:
+            require_original(
+                program,
+                opened,
+                plan,
+                outputs=counted,
+                calibration=calibration,
+                dry_run=dry_run,
+                on_progress=on_progress,
+            )
         sizes: dict[str, int] = {}
         if swap_norm is not None:
             choice = SwapChoice(swap_norm, norms, threshold, force, padding, calibration, dry_run)

@@ -156,7 +156,7 @@ def test_beyond_the_budget_nothing_is_written(tmp_path: Path) -> None:
         ({"swap_norm": None, "recalibrate": "alpha"}, "recalibrate='alpha' is not known"),
         ({"swap_norm": None, "recalibrate": "select", "norms": "0"}, "norms='0' is of swap_norm"),
         ({"linearize": "hedgehog"}, "adapt does one thing"),
-        ({"swap_norm": None, "linearize": "hedgehgo"}, "linearize='hedgehgo' is not known"),
+        ({"swap_norm": None, "linearize": "hedgehgo"}, "'hedgehgo' is no linear attention"),
         ({"swap_norm": None, "linearize": "hedgehog", "threshold": 0.2}, "threshold=0.2 is of swap_norm"),
         ({"swap_norm": None, "linearize": "hedgehog", "keep_softmax": 1.0}, "keep_softmax=1.0 is no share"),
         ({"swap_norm": None, "linearize": "hedgehog", "keep_by": "kl"}, "keep_by='kl' is not known"),

@@ -23,6 +23,7 @@ from flowopt.workflows.adapting.frozen_attention import frozen_attention
 from flowopt.workflows.adapting.judged_attention import JudgedAttention
 from flowopt.workflows.adapting.measured_stage import measured_stage
 from flowopt.workflows.adapting.recovery_plan import DISTILL, TRANSFER, RecoveryPlan
+from flowopt.workflows.adapting.short_sequences import parallel_where_short
 from flowopt.workflows.optimize import Form
 
 MEAN_OF_VALUES: Final = "mean-of-values"
@@ -88,8 +89,17 @@ class Linearizing:
         started = time.perf_counter()
         means = {site.name: InPlaceOfSoftmax(MeanAttention(site.shape)) for site in self.judged.chosen}
         stages = [self._measured(MEAN_OF_VALUES, self._student(means), started, (), errors)]
-        started = time.perf_counter()
         student = self._student(self.judged.leaves)
+        with parallel_where_short(self.judged.program, self.judged.chosen, dict(student.leaves.items())):
+            losses = self._recovered(student, stages, errors)
+        program, record = self._frozen(student)
+        return Linearized(program, record, tuple(stages), errors, losses, self._original_metric)
+
+    def _recovered(
+        self, student: Trainable, stages: list[Stage], errors: dict[str, dict[str, float]]
+    ) -> tuple[tuple[int, float], ...]:
+        """Every step of recovery; each becomes a stage. The losses of distillation."""
+        started = time.perf_counter()
         stages.append(self._measured(ZERO_SHOT, student, started, (), errors))
         losses: tuple[tuple[int, float], ...] = ()
         for step in self.plan.ordered:
@@ -111,8 +121,7 @@ class Linearizing:
                 )
                 note, losses = done.note, done.losses
             stages.append(self._measured(step, student, started, (note,), errors))
-        program, record = self._frozen(student)
-        return Linearized(program, record, tuple(stages), errors, losses, self._original_metric)
+        return losses
 
     def _student(self, leaves: Mapping[str, nn.Module]) -> Trainable:
         """The model with a module in the place of each chosen attention."""
