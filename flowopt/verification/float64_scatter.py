@@ -16,8 +16,8 @@ from flowopt.program.program import Program
 from flowopt.verification.decisions.decisions import decisions
 from flowopt.verification.ensemble import COPIES, moved_by_one_ulp
 from flowopt.verification.evidence import CaseEvidence
-from flowopt.verification.output_evidence import OutputEvidence, as_real, distance
-from flowopt.verification.rows import row_max, spread
+from flowopt.verification.output_evidence import OutputEvidence, as_real, distance, saturated_rows
+from flowopt.verification.rows import spread
 from flowopt.verification.running import run_cases
 
 # Errors of a tenth of the values no longer grow in proportion.
@@ -26,7 +26,7 @@ _SATURATED: Final = 0.1
 
 def is_saturated(known: OutputEvidence) -> bool:
     """True where the original's own error in some row is of the size of its values."""
-    return known.own_error is not None and bool(_saturated_rows(known).any())
+    return known.own_error is not None and bool(saturated_rows(known, _SATURATED).any())
 
 
 def float64_scatter(program: Program, known: CaseEvidence, seed: int) -> dict[str, Tensor]:
@@ -50,17 +50,9 @@ def float64_scatter(program: Program, known: CaseEvidence, seed: int) -> dict[st
             if outputs[name].shape == one.oracle.shape:
                 found[name] = torch.maximum(found[name], distance(one.oracle, outputs[name], one.oracle))
     return {
-        name: torch.where(spread(_saturated_rows(wanted[name]), value), value, 0.0) for name, value in found.items()
+        name: torch.where(spread(saturated_rows(wanted[name], _SATURATED), value), value, 0.0)
+        for name, value in found.items()
     }
-
-
-def _saturated_rows(known: OutputEvidence) -> Tensor:
-    assert known.own_error is not None
-    oracle = as_real(known.oracle)
-    size = torch.where(torch.isfinite(oracle), oracle.abs(), 0.0)
-    if not size.numel():
-        return torch.zeros(0, dtype=torch.bool)
-    return row_max(known.own_error) > _SATURATED * row_max(size)
 
 
 def _moved(program: Program, copy: int, seed: int) -> Callable[[str], Tensor]:

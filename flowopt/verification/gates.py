@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowopt.report.verdict import Figures, Finding
 from flowopt.verification.limits import MODEL_LIMITS, Limits
-from flowopt.verification.output_evidence import OutputEvidence, as_real
+from flowopt.verification.output_evidence import OutputEvidence, as_real, saturated_rows
 from flowopt.verification.ratio_gate import ratio_gate
 from flowopt.verification.rows import row_max, spread
 from flowopt.verification.twin_gate import twin_gate
@@ -85,9 +85,7 @@ def _without_weak_rows(evidence: OutputEvidence) -> OutputEvidence:
     assert own is not None
     if not own.numel():
         return evidence
-    size = torch.where(torch.isfinite(evidence.oracle), evidence.oracle.abs(), 0.0)
-    weak = row_max(own) > _SATURATED * row_max(size)
-    mask = spread(weak, own)
+    mask = spread(saturated_rows(evidence, _SATURATED), own)
     undecided = mask if evidence.undecided is None else mask | evidence.undecided
     return replace(evidence, own_error=torch.where(mask, 0.0, own), undecided=undecided)
 

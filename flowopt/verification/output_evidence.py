@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowopt.verification.rows import row_max
+
 # A value that moves by less than this many units of roundoff of its row, when a decision falls the other way, is not
 # decided by it.
 _UNMOVED = 16.0
@@ -74,6 +76,16 @@ def unsettled(known: OutputEvidence, other: Tensor) -> OutputEvidence:
     same = torch.isfinite(oracle) == torch.isfinite(as_real(other))
     reach = torch.where(moved, torch.where(same, distance(oracle, as_real(other), oracle), torch.inf), 0.0)
     return OutputEvidence(known.oracle, known.original, torch.where(moved, 0.0, known.own_error), moved, reach)
+
+
+def saturated_rows(known: OutputEvidence, share: float) -> Tensor:
+    """For each row, whether the original is off by more than that share of the row's scale."""
+    assert known.own_error is not None
+    oracle = as_real(known.oracle)
+    size = torch.where(torch.isfinite(oracle), oracle.abs(), 0.0)
+    if not size.numel():
+        return torch.zeros(0, dtype=torch.bool)
+    return row_max(known.own_error) > share * row_max(size)
 
 
 def as_real(value: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from flowopt.passes.cleanup.canonicalize_aten import CanonicalizeAten
 from flowopt.pipeline.runner import run_passes
 from flowopt.program.capture import capture
 from flowopt.program.program import Program
+from tests.verification.substitute import Model
 from tests.zoo.models import randomise
 
 HEADS, WIDTH, VOCABULARY, LONGEST = 2, 16, 50, 64
@@ -53,22 +54,9 @@ def of_ids(module: nn.Module) -> Program:
     )
 
 
-class OnTokens(nn.Module):
-    """linear -> the function under test -> linear, over (batch, sequence, 8)."""
-
-    def __init__(self, body: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
-        self.body = body
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.last(self.body(self.first(x)))
-        return result
-
-
 def on_tokens(body: Callable[[Tensor], Tensor]) -> Program:
-    """Captured with a free batch and a free length, random weights."""
-    module = OnTokens(body)
+    """linear -> the function under test -> linear, captured with a free batch and a free length, random weights."""
+    module = Model(body)
     randomise(module, seed=8)
     x = torch.randn(3, 9, 8, generator=torch.Generator().manual_seed(8))
     return canonical(

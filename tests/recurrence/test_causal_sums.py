@@ -10,8 +10,9 @@ from flowopt.errors import UserError
 from flowopt.program.capture import capture
 from flowopt.recurrence.step_program import step_program
 from flowopt.runtime.stream import Stream
-from tests.recurrence.causal_models import Decoder, OnTokens, canonical, of_ids, unbounded
+from tests.recurrence.causal_models import Decoder, canonical, of_ids, unbounded
 from tests.recurrence.step_difference import EXACT, difference
+from tests.verification.substitute import Model
 
 F = nn.functional
 
@@ -75,12 +76,12 @@ def masked_tokens(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("width", [4000, 5000])
 def test_refuses_windows_of_a_length_without_a_largest(width: int) -> None:
     with pytest.raises(UserError, match="cannot go token by token"):
-        step_program(canonical(unbounded(OnTokens(within(width)))), "sequence")
+        step_program(canonical(unbounded(Model(within(width)))), "sequence")
 
 
 @pytest.mark.parametrize("body", [causal, masked_tokens])
 def test_a_length_needs_no_largest(body: Callable[[Tensor], Tensor]) -> None:
-    assert step_program(canonical(unbounded(OnTokens(body))), "sequence").recurrence.states
+    assert step_program(canonical(unbounded(Model(body))), "sequence").recurrence.states
 
 
 class Raised(nn.Module):
